@@ -1,0 +1,1 @@
+"""Federated data sets: loaders, partitioners, and the embedded Shakespeare-by-role set."""

@@ -1,0 +1,1 @@
+"""The device: example store, trainer, session, transport and the agent that drives them."""

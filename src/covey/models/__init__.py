@@ -1,0 +1,1 @@
+"""Models in JAX, made of layers that lower well and run fast."""

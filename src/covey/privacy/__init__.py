@@ -1,0 +1,1 @@
+"""Clipping, noise, accounting and the privacy ledger."""

@@ -1,0 +1,1 @@
+"""Secure Aggregation: the server learns the sum over a large enough set, or nothing."""

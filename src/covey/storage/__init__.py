@@ -1,0 +1,1 @@
+"""Durable state behind interfaces: memory and SQLite, and content-addressed blobs."""

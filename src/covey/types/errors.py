@@ -101,6 +101,7 @@ class CoveyError(Exception):
         expected: what would have been right.
         got: what came instead. Never data.
         hint: what to do next; may be empty.
+        retry_after_s: above 0 where the same request may succeed later.
     """
 
     code: ClassVar[str] = "error"
@@ -113,6 +114,7 @@ class CoveyError(Exception):
         self.expected = expected
         self.got = got
         self.hint = hint
+        self.retry_after_s = 0.0
 
     def __str__(self) -> str:
         """One line without the hint, which is printed on a line of its own."""

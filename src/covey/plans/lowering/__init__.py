@@ -5,6 +5,7 @@ small rule for each primitive, and the rules lie in modules by topic. :mod:`grap
 models of functions, and :mod:`check` compares a model with JAX before it may ship.
 """
 
+from covey.plans.lowering.check import Agreement, compare, count_roundings, loop, run_model, tolerance
 from covey.plans.lowering.export import STEPS, lower, lower_scan
 
-__all__ = ["STEPS", "lower", "lower_scan"]
+__all__ = ["STEPS", "Agreement", "compare", "count_roundings", "loop", "lower", "lower_scan", "run_model", "tolerance"]

@@ -1,8 +1,8 @@
 """Gather and scatter.
 
 XLA's operators take windows of any shape at computed places. Here each becomes one ONNX operator on a flattened
-operand: the trailing axes that every window covers whole stay as they are, the axes before them are merged into one, and
-the place of every element on that axis is computed. For the common cases (an embedding, ``take_along_axis``) the
+operand: the trailing axes that every window covers whole stay as they are, the axes before them are merged into one,
+and the place of every element on that axis is computed. For the common cases (an embedding, ``take_along_axis``) the
 computation is empty or a single addition.
 """
 

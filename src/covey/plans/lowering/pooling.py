@@ -122,7 +122,7 @@ def window_max(graph: Graph, eqn: JaxprEqn, x: Value) -> Value:
 def window_min(graph: Graph, eqn: JaxprEqn, x: Value) -> Value:
     """Take the minimum of each window: the negated maximum of the negative."""
     _float_only(eqn, x)
-    return arithmetic(graph, "Neg", window_max(graph, eqn, arithmetic(graph, "Neg", x)))  # type: ignore[arg-type]
+    return arithmetic(graph, "Neg", window_max(graph, eqn, arithmetic(graph, "Neg", x)))
 
 
 @lowers("reduce_window_sum")

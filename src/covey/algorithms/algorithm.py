@@ -1,0 +1,85 @@
+"""The server half of an algorithm: ``init``, then for each phase ``shared`` and ``apply``. It never sees one device."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covey.plans.manifest import Phase as PhasePlan
+from covey.types.errors import LayoutError
+from covey.types.segments import HEADER, SegmentSum
+from covey.types.tensors import Tensors, TensorSpec, unflatten_tensors
+
+__all__ = ["Aggregate", "Algorithm", "ServerPhase", "ServerState"]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate:
+    """An opened sum over a cohort.
+
+    Attributes:
+        num_devices: the opened counter: how many devices are in the sum.
+        weight: the sum of the devices' (capped) weights.
+        metrics: sums over the cohort, by name.
+        segments: for each segment its sum, float64, by tensor name.
+    """
+
+    num_devices: int
+    weight: float
+    metrics: Mapping[str, float]
+    segments: Mapping[str, Mapping[str, NDArray[np.float64]]]
+
+    @classmethod
+    def opened(cls, total: SegmentSum, phase: PhasePlan, metrics: tuple[str, ...]) -> "Aggregate":
+        """Read a sum as reals.
+
+        Raises:
+            LayoutError: the counter is not the number of contributions: keys or shares diverged.
+        """
+        header = total.reals(HEADER)
+        if round(header[0]) != total.num_folded:
+            raise LayoutError(
+                "opened sum",
+                expected=f"a counter of {total.num_folded}",
+                got=f"{header[0]:g}",
+                hint="discard the round",
+            )
+        segments = {s.name: _cut(total.reals(s.name), s.tensors) for s in phase.segments}
+        return cls(total.num_folded, float(header[1]), dict(zip(metrics, header[2:].tolist(), strict=True)), segments)
+
+    def means(self) -> dict[str, float]:
+        """Return metric means: the loss over the weight, every task metric over the weight."""
+        weight = max(self.metrics["weight"], 1e-30)
+        return {k: v / weight for k, v in self.metrics.items() if k not in ("examples", "weight")}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """What the server carries from round to round: the model and whatever the algorithm adds (momentum, say)."""
+
+    params: Tensors
+    extra: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPhase:
+    """One phase: what is broadcast besides the parameters, and how the aggregate changes the state."""
+
+    shared: Callable[[ServerState], Tensors]
+    apply: Callable[[ServerState, Aggregate], ServerState]
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """The server half. ``phases`` matches the plan's phases one to one."""
+
+    name: str
+    init: Callable[[Tensors], ServerState]
+    phases: tuple[ServerPhase, ...]
+
+
+def _cut(vector: NDArray[np.float64], specs: tuple[TensorSpec, ...]) -> dict[str, NDArray[np.float64]]:
+    """Cut a float64 vector by specs, keeping float64: sums are rounded to float32 once, after the division."""
+    wide = tuple(TensorSpec(s.name, s.shape, "float64") for s in specs)
+    return {k: np.asarray(v, np.float64) for k, v in unflatten_tensors(vector, wide).items()}

@@ -1,0 +1,55 @@
+"""Federated Averaging, the server half.
+
+H. B. McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, 1602.05629,
+Algorithm 1.
+
+Paper: ``w_{t+1} = Σ_{k∈S_t} (n_k / m_t) w^k``, ``m_t = Σ_{k∈S_t} n_k`` (the sum runs over the selected devices only).
+Here each device sends ``n_k (w^k − w_t)``, so that the server adds ``Σ n_k (w^k − w_t) / m_t``: the same point, and a
+sum that can be masked. ``server_lr`` multiplies that step; 1 is the paper.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from covey.algorithms.algorithm import Aggregate, Algorithm, ServerPhase, ServerState
+from covey.types.errors import UpdateNotFiniteError
+from covey.types.tensors import Tensors
+
+__all__ = ["MODEL", "add_weighted_mean", "fedavg"]
+
+MODEL = "model"
+"""Name of the segment that carries the parameters' change."""
+
+
+def fedavg(settings: Mapping[str, float]) -> Algorithm:
+    """Return the server half; ``settings`` may hold ``server_lr`` (default 1)."""
+    server_lr = settings.get("server_lr", 1.0)
+    return Algorithm(
+        name="fedavg",
+        init=lambda params: ServerState(params),
+        phases=(
+            ServerPhase(
+                shared=lambda state: {},
+                apply=lambda state, aggregate: add_weighted_mean(state, aggregate, server_lr),
+            ),
+        ),
+    )
+
+
+def add_weighted_mean(state: ServerState, aggregate: Aggregate, server_lr: float) -> ServerState:
+    """Return the state moved by ``server_lr * Σ n_k Δ_k / Σ n_k``, computed in float64 and rounded once.
+
+    Raises:
+        UpdateNotFiniteError: no weight at all, or a result that is not finite.
+    """
+    if aggregate.weight <= 0:
+        raise UpdateNotFiniteError("aggregate", expected="a weight above 0", got=f"{aggregate.weight:g}")
+    step = server_lr / aggregate.weight
+    delta = aggregate.segments[MODEL]
+    params: Tensors = {
+        k: (np.asarray(v, np.float64) + step * delta[k]).astype(v.dtype) for k, v in state.params.items()
+    }
+    if not all(np.isfinite(v).all() for v in params.values()):
+        raise UpdateNotFiniteError("new parameters", expected="finite values", got="a NaN or an infinity")
+    return ServerState(params, state.extra)

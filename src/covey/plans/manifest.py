@@ -1,0 +1,271 @@
+"""The manifest: everything a device must know about a plan besides its graphs. Data, never code.
+
+A plan holds four kinds of ONNX graph (opset <= 21, default domain):
+
+``train`` and ``gradient``
+    a *chunk* of local steps as one Scan over a dynamic number of steps S. Inputs ``state.*`` (what the loop carries),
+    ``metrics.*`` and ``step`` (carried too, so that results do not depend on how steps are cut into chunks),
+    ``params.*`` (only ``gradient``: the parameters stay fixed), ``shared.*`` (broadcast, constant), ``batch.*``
+    ``[S, B, ...]``, ``mask`` ``bool[S, B]``, ``hyper.*`` (float32 scalars) and ``key`` ``uint32[2]``. Outputs:
+    ``next.state.*``, ``next.metrics.*``, ``next.step``. A step whose mask is all false returns its state bit for bit.
+``begin`` and ``finish``
+    ``begin``: ``params.*``, ``shared.*`` -> ``state.*``. ``finish``: ``state.*``, ``params.*``, ``shared.*``,
+    ``totals.*`` (float32 scalars: examples, weight, loss) -> ``<segment>.*``.
+``eval``
+    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means.
+``predict``
+    ``params.*``, ``input.*`` -> ``output.*``.
+
+An input that a graph does not use may be absent from it. Metrics are float32 sums; ``loss``, ``weight`` and
+``examples`` are always there, the task's own follow.
+"""
+
+from typing import Any
+
+import msgspec
+
+from covey.types.errors import PlanFormatError, PlanSchemaError
+from covey.types.segments import Segment, header_segment, real_segment
+from covey.types.tensors import TensorSpec
+
+__all__ = [
+    "BASE_METRICS",
+    "SCHEMA_VERSION",
+    "AlgorithmRef",
+    "Budget",
+    "Eligibility",
+    "ExampleSchema",
+    "FieldSpec",
+    "GraphEntry",
+    "HyperBound",
+    "Manifest",
+    "Phase",
+    "PrivacyTerms",
+    "Query",
+    "SegmentPlan",
+    "decode_manifest",
+    "encode_manifest",
+]
+
+SCHEMA_VERSION = 1
+BASE_METRICS = ("examples", "loss", "weight")
+
+
+class FieldSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One field of an example: name, shape and dtype without the batch dimension, and what fills it.
+
+    ``role`` is ``input`` or ``label``; ``source`` says in words where the value comes from in the person's own
+    interaction ("the next character typed").
+    """
+
+    name: str
+    shape: tuple[int, ...] = ()
+    dtype: str = "float32"
+    role: str = "input"
+    source: str = ""
+
+
+class Query(msgspec.Struct, frozen=True, kw_only=True):
+    """Which of the device's examples a plan trains on. Data, never SQL: ``where`` is ``[[field, op, value], ...]``."""
+
+    collection: str
+    where: tuple[tuple[str, str, str | int | float | bool], ...] = ()
+    order: str = "oldest"
+    limit: int | None = None
+    split: str = "train"
+
+
+class ExampleSchema(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of one example and the query that selects them."""
+
+    fields: tuple[FieldSpec, ...]
+    query: Query
+
+
+class HyperBound(msgspec.Struct, frozen=True, kw_only=True):
+    """A value that an Assignment may set each round, with the bounds that the device enforces."""
+
+    name: str
+    default: float
+    low: float
+    high: float
+
+
+class SegmentPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """A segment of the update: these tensors, flattened in canonical order, times the weight, as reals.
+
+    Attributes:
+        name: also the prefix of the tensors among ``finish``'s outputs.
+        tensors: specs without the prefix.
+        max_delta: the largest magnitude of one coordinate before weighting; an update beyond it is refused.
+        weighting: ``examples`` (times min(num_examples, max_weight)) or ``none``.
+        codec: how the reals are encoded on the plain path.
+    """
+
+    name: str
+    tensors: tuple[TensorSpec, ...]
+    max_delta: float
+    weighting: str = "examples"
+    codec: str = "float32"
+
+    @property
+    def length(self) -> int:
+        """Number of coordinates."""
+        return sum(t.size for t in self.tensors)
+
+
+class Phase(msgspec.Struct, frozen=True, kw_only=True):
+    """One exchange with a cohort: which graph runs, how long, and what comes back.
+
+    ``batch_size`` examples make a step, ``epochs`` passes are made over the device's examples, at most ``max_steps``
+    steps in all; a chunk holds at most ``chunk_steps`` steps, about one second of work.
+    """
+
+    name: str
+    graph: str
+    state: tuple[TensorSpec, ...]
+    shared: tuple[TensorSpec, ...]
+    segments: tuple[SegmentPlan, ...]
+    batch_size: int
+    epochs: int
+    max_steps: int
+    chunk_steps: int
+
+
+class Eligibility(msgspec.Struct, frozen=True, kw_only=True):
+    """Under which conditions a device may train."""
+
+    idle: bool = True
+    charging: bool = True
+    unmetered: bool = True
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session may cost the device."""
+
+    memory_bytes: int = 512 << 20
+    time_s: float = 600.0
+
+
+class PrivacyTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """What the population's owner promises, and every device checks for itself.
+
+    Attributes:
+        mode: ``plain`` (the server could look at one update, though it stores none) or ``secure``.
+        min_cohort: the fewest devices whose sum may be opened.
+        n_max: the most devices that may ever be selected for one sum; makes overflow impossible.
+        max_weight: cap on one device's weight.
+    """
+
+    mode: str = "plain"
+    min_cohort: int = 100
+    n_max: int = 10_000
+    max_weight: int = 10_000
+
+
+class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True):
+    """The algorithm whose server half applies the aggregate, and its settings, for example ``server_lr``."""
+
+    name: str
+    settings: dict[str, float] = {}
+
+
+class GraphEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A graph in the archive: the SHA-256 of its bytes and their number."""
+
+    sha256: str
+    num_bytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """See the module's docstring. Unknown fields are ignored; a higher ``schema`` is refused."""
+
+    schema: int = SCHEMA_VERSION
+    task: str
+    algorithm: AlgorithmRef
+    params: tuple[TensorSpec, ...]
+    examples: ExampleSchema
+    min_examples: int
+    max_examples: int
+    phases: tuple[Phase, ...]
+    hyper: tuple[HyperBound, ...]
+    metrics: tuple[str, ...]
+    eval_batch_size: int
+    graphs: dict[str, GraphEntry]
+    eligibility: Eligibility = Eligibility()
+    budget: Budget = Budget()
+    privacy: PrivacyTerms = PrivacyTerms()
+    built_with: dict[str, str] = {}
+
+    def layout(self, phase: int) -> tuple[Segment, ...]:
+        """Return the integer segments of an update: the header first, then the phase's own, in order.
+
+        Raises:
+            LayoutError: a sum over ``n_max`` devices could wrap.
+        """
+        terms = self.privacy
+        out = [header_segment(len(self.metrics), terms.n_max)]
+        for s in self.phases[phase].segments:
+            weight = terms.max_weight if s.weighting == "examples" else 1
+            out.append(real_segment(s.name, s.length, s.max_delta * weight, terms.n_max))
+        return tuple(out)
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Encode as JSON with sorted keys: the same manifest always gives the same bytes."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Decode and validate.
+
+    Raises:
+        PlanSchemaError: written for a newer Covey.
+        PlanFormatError: not a manifest.
+    """
+    try:
+        head: Any = msgspec.json.decode(data)
+        schema = head.get("schema") if isinstance(head, dict) else None
+        if isinstance(schema, int) and schema > SCHEMA_VERSION:
+            raise PlanSchemaError(
+                "manifest.json: schema",
+                expected=f"at most {SCHEMA_VERSION}",
+                got=str(schema),
+                hint="this plan was built with a newer Covey: upgrade this device",
+            )
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as e:
+        raise PlanFormatError("manifest.json", expected="a manifest of schema 1", got=str(e)[:200]) from e
+    _validate(manifest)
+    return manifest
+
+
+def _validate(m: Manifest) -> None:
+    """Check what types alone cannot say."""
+    checks = [
+        (len(m.phases) >= 1, "phases", "at least one phase"),
+        (1 <= m.min_examples <= m.max_examples, "min_examples", "1 <= min_examples <= max_examples"),
+        (m.eval_batch_size >= 1, "eval_batch_size", "at least 1"),
+        (m.privacy.mode in ("plain", "secure"), "privacy.mode", "plain or secure"),
+        (1 <= m.privacy.min_cohort <= m.privacy.n_max, "privacy.min_cohort", "1 <= min_cohort <= n_max"),
+        (m.privacy.max_weight >= 1, "privacy.max_weight", "at least 1"),
+        (m.metrics[: len(BASE_METRICS)] == BASE_METRICS, "metrics", f"to start with {', '.join(BASE_METRICS)}"),
+        (len(set(m.metrics)) == len(m.metrics), "metrics", "distinct names"),
+        (m.params == tuple(sorted(m.params)), "params", "canonical order"),
+    ]
+    for i, p in enumerate(m.phases):
+        checks += [
+            (p.graph in ("train", "gradient"), f"phases[{i}].graph", "train or gradient"),
+            (min(p.batch_size, p.epochs, p.max_steps, p.chunk_steps) >= 1, f"phases[{i}]", "sizes of at least 1"),
+            (len(p.segments) >= 1, f"phases[{i}].segments", "at least one segment"),
+            (
+                all(s.weighting in ("examples", "none") for s in p.segments),
+                f"phases[{i}].weighting",
+                "examples or none",
+            ),
+            (all(s.max_delta > 0 for s in p.segments), f"phases[{i}].max_delta", "above 0"),
+        ]
+    checks += [(h.low <= h.default <= h.high, f"hyper.{h.name}", "low <= default <= high") for h in m.hyper]
+    for ok, where, expected in checks:
+        if not ok:
+            raise PlanFormatError(f"manifest.json: {where}", expected=expected, got="something else")

@@ -1,0 +1,218 @@
+"""The control messages: JSON, versioned, unknown fields ignored. Tensors travel as binary bodies (``framing``).
+
+One session, in order::
+
+    device                                   server
+      POST /v1/enroll            Enroll   ->          <- Enrolled          (once, then again before it expires)
+      POST /v1/checkin           CheckIn  ->          <- Assignment | ComeBack   (a bounded long-poll)
+      GET  /v1/plans/{hash}                           <- the plan's bytes        (immutable, cacheable)
+      GET  /v1/checkpoints/{hash}                     <- packed tensors          (immutable, cacheable)
+      POST /v1/sessions/{session}/report  body ->     <- Reported
+      POST /v1/sessions/{session}/abandon Abandon ->  <- Abandoned         (a condition lapsed: say so and go)
+
+Every failure is an :class:`ErrorBody` with a stable code.
+"""
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from covey.types.errors import CoveyError, VersionError, WireError, all_errors
+
+__all__ = [
+    "CREDENTIAL_SCHEME",
+    "PROTOCOL_VERSION",
+    "Abandon",
+    "Abandoned",
+    "Assignment",
+    "BlobRef",
+    "CheckIn",
+    "ComeBack",
+    "Enroll",
+    "Enrolled",
+    "ErrorBody",
+    "PopulationStatus",
+    "Reported",
+    "RoundSummary",
+    "decode_message",
+    "encode_message",
+    "error_from_body",
+]
+
+PROTOCOL_VERSION = 1
+CREDENTIAL_SCHEME = "Bearer"
+MAX_MESSAGE_BYTES = 64 << 10
+"""Control messages are small; anything longer is refused before it is parsed."""
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    pass
+
+
+class Enroll(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Ask for a credential. ``attestation`` is what the deployment's verifier wants; empty where it wants nothing."""
+
+    population: str
+    attestation: str = ""
+
+
+class Enrolled(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A short-lived bearer credential; opaque to the device. ``expires_in_s`` counts from now."""
+
+    credential: str
+    expires_in_s: float
+
+
+class BlobRef(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """An immutable blob: its SHA-256, its size, and the path under which the server (or a CDN) serves it."""
+
+    sha256: str
+    num_bytes: int
+    path: str
+
+
+class CheckIn(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A device that may train now asks for work. It names no examples, no person and no device."""
+
+    population: str
+    protocol: int = PROTOCOL_VERSION
+
+
+class Assignment(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Work for one session.
+
+    Attributes:
+        session: unguessable; good for one report.
+        round: counts committed rounds of this task, from 1.
+        phase: which phase of the plan to run.
+        signature: the owner's signature over population and plan hash, hex.
+        hyper: the per-round values; names missing here keep the plan's default.
+        mode: ``plain`` or ``secure``; must be what the plan's privacy terms say.
+        public_seed: 32 bytes in hex, the round's public randomness.
+        report_within_s: when the round closes for this session.
+    """
+
+    session: str
+    round: int
+    phase: int
+    plan: BlobRef
+    signature: str
+    checkpoint: BlobRef
+    shared: BlobRef | None = None
+    hyper: dict[str, float] = {}
+    mode: str = "plain"
+    public_seed: str = ""
+    report_within_s: float
+
+
+class ComeBack(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """No work now. ``reason`` is a stable word: ``not_selected``, ``between_rounds``, ``paused``, ``restarting``."""
+
+    retry_after_s: float
+    reason: str
+
+
+class Reported(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The update is in the sum, and nowhere else. ``retry_after_s`` says when to check in again."""
+
+    counted: bool
+    retry_after_s: float
+
+
+class Abandon(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The device stops early. ``reason``: an error code of :mod:`covey.types.errors`, or ``condition_lapsed``."""
+
+    reason: str
+
+
+class Abandoned(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The server has forgotten the session."""
+
+    retry_after_s: float
+
+
+class ErrorBody(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A failure: a stable code, a public text and a hint. ``retry_after_s`` is above 0 where trying again may help."""
+
+    code: str
+    message: str
+    hint: str = ""
+    retry_after_s: float = 0.0
+
+
+class RoundSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What is public about a finished round: counts and sums over the cohort, nothing of any device.
+
+    ``status`` is ``committed`` or ``abandoned`` (then ``reason`` says why). ``metrics`` are means over the cohort's
+    training examples, measured while it trained.
+    """
+
+    round: int
+    status: str
+    reason: str = ""
+    selected: int
+    reported: int
+    lost: int
+    seconds: float
+    bytes_down: int
+    bytes_up: int
+    metrics: dict[str, float] = {}
+    checkpoint: str = ""
+
+
+class PopulationStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The public state of a population: where its newest checkpoint is, and the rounds after the one asked for."""
+
+    population: str
+    task: str
+    state: str
+    round: int
+    waiting: int
+    plan: BlobRef
+    checkpoint: BlobRef
+    mode: str
+    min_cohort: int
+    rounds: tuple[RoundSummary, ...] = ()
+
+
+M = TypeVar("M", bound=_Message)
+
+
+def encode_message(message: _Message) -> bytes:
+    """Encode as JSON."""
+    return msgspec.json.encode(message)
+
+
+def decode_message(data: bytes, kind: type[M]) -> M:
+    """Decode JSON as ``kind``.
+
+    Raises:
+        WireError: too long, not JSON, or not of this shape.
+        VersionError: a protocol version that this side does not speak.
+    """
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise WireError(kind.__name__, expected=f"at most {MAX_MESSAGE_BYTES} bytes", got=f"{len(data)} bytes")
+    try:
+        message = msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as e:
+        raise WireError(kind.__name__, expected="a message of this kind", got=str(e)[:200]) from e
+    if isinstance(message, CheckIn) and message.protocol != PROTOCOL_VERSION:
+        raise VersionError(
+            "protocol", expected=str(PROTOCOL_VERSION), got=str(message.protocol), hint="upgrade the older side"
+        )
+    return message
+
+
+def error_from_body(status: int, data: bytes, where: str) -> CoveyError:
+    """Turn an error response back into the error that the other side raised.
+
+    A body that is no :class:`ErrorBody` (a proxy's page, say) becomes a :class:`WireError` that names the status.
+    """
+    try:
+        body: Any = msgspec.json.decode(data, type=ErrorBody)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError):
+        return WireError(where, expected="an answer of this protocol", got=f"HTTP {status}")
+    kind = all_errors().get(body.code, CoveyError)
+    error = kind(where, expected="success", got=body.message, hint=body.hint)
+    error.retry_after_s = body.retry_after_s
+    return error
