@@ -55,7 +55,8 @@ class FieldSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One field of an example: name, shape and dtype without the batch dimension, and what fills it.
 
     ``role`` is ``input`` or ``label``; ``source`` says in words where the value comes from in the person's own
-    interaction ("the next character typed").
+    interaction ("the next character typed"). Integers lie in ``[0, num_values)`` where that is given: a device refuses
+    an example outside it, which would index past the end of a table.
     """
 
     name: str
@@ -63,6 +64,7 @@ class FieldSpec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "float32"
     role: str = "input"
     source: str = ""
+    num_values: int | None = None
 
 
 class Query(msgspec.Struct, frozen=True, kw_only=True):
