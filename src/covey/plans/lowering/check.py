@@ -18,7 +18,7 @@ would vanish beside the parameter. The parameter's own rounding enters as a floo
 Training amplifies differences from step to step, and a ReLU or a maximum may tip over in one engine only. Therefore few
 steps, a small learning rate and smooth random data. Some programs are ill-conditioned all the same: Adam divides a
 gradient by its own magnitude, so that the rounding of a tiny one becomes as large as any update. How much, JAX can
-tell: :func:`wobble` runs a program on inputs that differ by one rounding, and what moves then may differ between engines too,
+tell: :func:`wobble` runs a program on inputs that differ by one rounding; what moves then may differ between engines,
 up to a hundredth of the tensor's scale: a wrong gradient never hides there.
 """
 
