@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from covey.types.errors import PlanFormatError, UpdateFormatError
 
-__all__ = ["Codec", "Float32", "codec_named"]
+__all__ = ["Codec", "Float32", "Float64", "codec_named"]
 
 
 class Codec(Protocol):
-    """Encode a float32 vector for one session, and decode it on the other side.
+    """Encode a vector of reals for one session, and decode it on the other side.
 
     Laws: ``decode(encode(v), len(v))`` has the length of ``v``; ``len(encode(v)) <= max_bytes(len(v))``; ``unbiased``
     and ``composes_with_secagg`` are true only where that is proved.
@@ -21,11 +21,11 @@ class Codec(Protocol):
     unbiased: bool
     composes_with_secagg: bool
 
-    def encode(self, values: NDArray[np.float32]) -> bytes:
+    def encode(self, values: NDArray[np.floating]) -> bytes:
         """Return the bytes that travel."""
         ...
 
-    def decode(self, payload: bytes | memoryview, length: int) -> NDArray[np.float32]:
+    def decode(self, payload: bytes | memoryview, length: int) -> NDArray[np.floating]:
         """Return ``length`` values. Raises UpdateFormatError for a payload of another size."""
         ...
 
@@ -41,11 +41,11 @@ class Float32:
     unbiased = True
     composes_with_secagg = False
 
-    def encode(self, values: NDArray[np.float32]) -> bytes:
+    def encode(self, values: NDArray[np.floating]) -> bytes:
         """Return the values' bytes."""
         return values.astype("<f4", copy=False).tobytes()
 
-    def decode(self, payload: bytes | memoryview, length: int) -> NDArray[np.float32]:
+    def decode(self, payload: bytes | memoryview, length: int) -> NDArray[np.floating]:
         """Return a read-only view of the payload."""
         if len(payload) != 4 * length:
             raise UpdateFormatError("float32 payload", expected=f"{4 * length} bytes", got=f"{len(payload)} bytes")
@@ -56,7 +56,29 @@ class Float32:
         return 4 * length
 
 
-_CODECS: dict[str, Codec] = {"float32": Float32()}
+class Float64:
+    """Eight bytes a coordinate, little-endian: for the header, whose metric sums float32 would round."""
+
+    name = "float64"
+    unbiased = True
+    composes_with_secagg = False
+
+    def encode(self, values: NDArray[np.floating]) -> bytes:
+        """Return the values' bytes."""
+        return values.astype("<f8", copy=False).tobytes()
+
+    def decode(self, payload: bytes | memoryview, length: int) -> NDArray[np.floating]:
+        """Return a read-only view of the payload."""
+        if len(payload) != 8 * length:
+            raise UpdateFormatError("float64 payload", expected=f"{8 * length} bytes", got=f"{len(payload)} bytes")
+        return np.frombuffer(payload, "<f8")
+
+    def max_bytes(self, length: int) -> int:
+        """Return ``8 * length``."""
+        return 8 * length
+
+
+_CODECS: dict[str, Codec] = {"float32": Float32(), "float64": Float64()}
 
 
 def codec_named(name: str) -> Codec:

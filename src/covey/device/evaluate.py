@@ -1,0 +1,69 @@
+"""Evaluate a model, and serve it, on the device: the plan's ``eval`` and ``predict`` graphs on onnxruntime."""
+
+import numpy as np
+
+from covey.device.batches import checked_examples, padded_batches
+from covey.device.runtime import GraphCache
+from covey.plans.plan import Plan
+from covey.types.errors import ExampleError
+from covey.types.tensors import Array, Tensors
+
+__all__ = ["Evaluator", "evaluate", "predict"]
+
+
+class Evaluator:
+    """Keeps a plan's graphs loaded between calls. Safe to share between threads."""
+
+    def __init__(self, plan: Plan, *, num_threads: int = 1, graphs: GraphCache | None = None) -> None:
+        self._plan = plan
+        self._graphs = graphs or GraphCache(num_threads=num_threads)
+
+    def evaluate(self, params: Tensors, examples: Tensors) -> dict[str, float]:
+        """Return metric *sums* over all examples, by the manifest's names: add them up, then divide.
+
+        A fraction such as accuracy is ``metric / weight``. Each batch is summed in float32 by the graph, the batches
+        in float64 here, so that counts stay exact beyond ``2**24``.
+
+        Raises:
+            ExampleError, TooFewExamplesError: see :func:`covey.device.batches.checked_examples`.
+        """
+        manifest = self._plan.manifest
+        graph = self._graphs.graph(self._plan, "eval")
+        fixed = {f"params.{k}": v for k, v in params.items()}
+        fixed |= {f"metrics.{k}": np.zeros((), np.float32) for k in manifest.metrics}
+        totals = dict.fromkeys(manifest.metrics, 0.0)
+        usable = checked_examples(examples, manifest.examples.fields)
+        for chunk in padded_batches(usable, manifest.eval_batch_size):
+            batch = {f"batch.{k}": v[0] for k, v in chunk.batch.items()}
+            sums = graph.run({**fixed, **batch, "mask": chunk.mask[0]})
+            for name in totals:
+                totals[name] += float(sums[f"next.metrics.{name}"])
+        return totals
+
+    def predict(self, params: Tensors, inputs: Tensors) -> dict[str, Array]:
+        """Return the outputs for one example (``inputs`` without a batch dimension), each without it too.
+
+        Raises:
+            ExampleError: an input that is missing or of another shape or dtype.
+            PlanFormatError: the plan has no ``predict`` graph.
+        """
+        fields = [f for f in self._plan.manifest.examples.fields if f.role == "input"]
+        for f in fields:
+            given = np.asarray(inputs[f.name]) if f.name in inputs else None
+            if given is None or given.shape != f.shape or given.dtype != np.dtype(f.dtype):
+                got = "nothing" if given is None else f"{given.dtype.name} {list(given.shape)}"
+                raise ExampleError(f"input {f.name!r}", expected=f"{f.dtype} {list(f.shape)}", got=got)
+        feeds = {f"input.{f.name}": np.asarray(inputs[f.name])[None] for f in fields}
+        feeds |= {f"params.{k}": v for k, v in params.items()}
+        outputs = self._graphs.graph(self._plan, "predict").run(feeds)
+        return {k.removeprefix("output."): v[0] for k, v in outputs.items()}
+
+
+def evaluate(plan: Plan, params: Tensors, examples: Tensors) -> dict[str, float]:
+    """Return metric sums over ``examples``: :meth:`Evaluator.evaluate`, loading the graph for this one call."""
+    return Evaluator(plan).evaluate(params, examples)
+
+
+def predict(plan: Plan, params: Tensors, inputs: Tensors) -> dict[str, Array]:
+    """Return the outputs for one example: :meth:`Evaluator.predict`, loading the graph for this one call."""
+    return Evaluator(plan).predict(params, inputs)
