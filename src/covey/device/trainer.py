@@ -38,7 +38,7 @@ _POLL_S = 0.1
 
 
 class TrainingStopped(Exception):
-    """Not a failure: training ended because the caller's ``should_stop`` said so (a condition lapsed). Nothing is kept."""
+    """Not a failure: ``should_stop`` said so between two chunks, because a condition lapsed. Nothing is kept."""
 
 
 @dataclass(frozen=True, slots=True)
