@@ -104,7 +104,7 @@ def checked_examples(
         listed = ", ".join(f"{k}: {v}" for k, v in counts.items())
         raise ExampleError("examples", expected="as many values of every field", got=listed)
     count = next(iter(counts.values()))
-    if count < max(at_least, 1):
+    if count < at_least:
         raise TooFewExamplesError(
             "examples",
             expected=f"at least {at_least}",

@@ -18,6 +18,7 @@ Laws: a call that the state does not expect raises StateError and changes nothin
 once, and a retry sends the identical bytes (a second encoding under one mask would be a two-time pad).
 """
 
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
@@ -177,12 +178,15 @@ _FETCHING = (SessionState.FETCHING_PLAN, SessionState.FETCHING_CHECKPOINT, Sessi
 class Verified:
     """Plans and tensors that passed their checks in this process, by hash, so that they are checked once.
 
+    Safe to share between threads.
+
     Args:
         max_tensors: how many unpacked checkpoints to keep; 0 on a device, where each serves one session and memory is
             dear; a simulation shares one checkpoint among a cohort.
     """
 
     def __init__(self, *, max_plans: int = 4, max_tensors: int = 0) -> None:
+        self._lock = threading.Lock()
         self._max_plans = max_plans
         self._max_tensors = max_tensors
         self._plans: OrderedDict[str, Plan] = OrderedDict()
@@ -195,16 +199,19 @@ class Verified:
             PlanError: wrong hash, not canonical, a newer schema, an operator outside the list, or an unknown codec.
             LayoutError: sums that could overflow.
         """
-        if ref.sha256 not in self._plans:
-            plan = unpack_plan(data, expected_hash=ref.sha256)
-            lint_plan(plan)
-            for index, phase in enumerate(plan.manifest.phases):
-                plan.manifest.layout(index)
-                for s in phase.segments:
-                    codec_named(s.codec)
+        with self._lock:
+            known = self._plans.get(ref.sha256)
+        if known is not None:
+            return known
+        plan = unpack_plan(data, expected_hash=ref.sha256)
+        lint_plan(plan)
+        for index, phase in enumerate(plan.manifest.phases):
+            plan.manifest.layout(index)
+            for s in phase.segments:
+                codec_named(s.codec)
+        with self._lock:
             _keep(self._plans, ref.sha256, plan, self._max_plans)
-            return plan
-        return self._plans[ref.sha256]
+        return plan
 
     def tensors(self, ref: BlobRef, specs: tuple[TensorSpec, ...], data: bytes, where: str) -> Tensors:
         """Return the tensors that ``ref`` names: views into ``data`` where they are not already known.
@@ -213,14 +220,17 @@ class Verified:
             BlobHashError: ``data`` is not what its name says.
             LayoutError: not as many bytes as the specs need.
         """
-        if ref.sha256 not in self._tensors:
-            digest = sha256_hex(data)
-            if digest != ref.sha256:
-                raise BlobHashError(where, expected=f"sha256 {ref.sha256[:12]}…", got=f"{digest[:12]}…", hint=_AGAIN)
-            tensors = unpack_tensors(specs, data)
+        with self._lock:
+            known = self._tensors.get(ref.sha256)
+        if known is not None:
+            return known
+        digest = sha256_hex(data)
+        if digest != ref.sha256:
+            raise BlobHashError(where, expected=f"sha256 {ref.sha256[:12]}…", got=f"{digest[:12]}…", hint=_AGAIN)
+        tensors = unpack_tensors(specs, data)
+        with self._lock:
             _keep(self._tensors, ref.sha256, tensors, self._max_tensors)
-            return tensors
-        return self._tensors[ref.sha256]
+        return tensors
 
 
 _AGAIN = "nothing was kept; it will be fetched again"

@@ -1,0 +1,272 @@
+"""HTTPS to the server: TLS 1.3, the pinned authority, bounded answers, and every failure as one of Covey's errors."""
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import httpx
+import msgspec
+
+from covey.types.errors import TooLargeError, TransportError, UsageError, WireError
+from covey.wire.messages import (
+    CREDENTIAL_SCHEME,
+    MAX_MESSAGE_BYTES,
+    Abandon,
+    Abandoned,
+    Assignment,
+    BlobRef,
+    CheckIn,
+    ComeBack,
+    Enroll,
+    Enrolled,
+    PopulationStatus,
+    Reported,
+    decode_message,
+    encode_message,
+    error_from_body,
+)
+
+__all__ = ["HttpTransport", "Transport", "tls_context"]
+
+M = TypeVar("M", Abandoned, Enrolled, PopulationStatus, Reported)
+
+LONG_POLL_S = 120.0
+"""How long a check-in may go unanswered: longer than any server holds one."""
+
+_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+_LAST_WORD_TIMEOUT = httpx.Timeout(2.0)
+_CHUNK_BYTES = 64 << 10
+
+
+class Transport(Protocol):
+    """What a device needs of a server. Every call raises the error that the server sent, or TransportError."""
+
+    def enroll(self, message: Enroll) -> Enrolled:
+        """Ask for a credential."""
+        ...
+
+    def check_in(self, message: CheckIn, credential: str) -> Assignment | ComeBack:
+        """Ask for work; the server may hold the answer back for a while."""
+        ...
+
+    def fetch(self, ref: BlobRef, credential: str) -> Generator[bytes, None, None]:
+        """Yield a blob's bytes as they arrive. Nothing is verified here."""
+        ...
+
+    def report(self, session: str, body: bytes, credential: str) -> Reported:
+        """Send an update."""
+        ...
+
+    def abandon(self, session: str, message: Abandon, credential: str) -> Abandoned:
+        """Say that a session ends here."""
+        ...
+
+    def abort(self) -> None:
+        """Make a call that waits in another thread fail now, and every later one but ``abandon``; from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Close the connection."""
+        ...
+
+
+class HttpTransport:
+    """A connection to one server. One thread uses it at a time; :meth:`abort` may come from any."""
+
+    def __init__(self, server_url: str, ca_file: Path | None, *, network: httpx.BaseTransport | None = None) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            server_url: ``https://host:port``.
+            ca_file: PEM certificates of the authority to trust, and no other; None: those of the system.
+            network: instead of the real one, for tests.
+
+        Raises:
+            UsageError: not an https URL, or no usable certificate file.
+        """
+        url = httpx.URL(server_url)
+        if url.scheme != "https" or not url.host:
+            raise UsageError("server", expected="a URL such as https://host:8443", got=server_url[:200])
+        self._client = httpx.Client(
+            base_url=url,
+            verify=tls_context(ca_file),
+            timeout=_TIMEOUT,
+            trust_env=False,  # a proxy or a key log named by the environment is not the owner's choice
+            follow_redirects=False,
+            headers={"user-agent": "covey", "accept-encoding": "identity"},
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
+            transport=network,
+        )
+        self._socket: socket.socket | None = None
+        self._aborted = self._last_word = False
+
+    def enroll(self, message: Enroll) -> Enrolled:
+        """See :class:`Transport`."""
+        return self._post("/v1/enroll", message, Enrolled, "")
+
+    def check_in(self, message: CheckIn, credential: str) -> Assignment | ComeBack:
+        """See :class:`Transport`."""
+        data = self._send("POST", "/v1/checkin", encode_message(message), credential, read_s=LONG_POLL_S)
+        return _assignment_or_come_back(data)
+
+    def fetch(self, ref: BlobRef, credential: str) -> Generator[bytes, None, None]:
+        """See :class:`Transport`."""
+        if not ref.path.startswith("/") or ref.path.startswith("//"):
+            raise WireError("blob", expected="a path on the same server", got="another address")
+        with self._stream("GET", ref.path, b"", credential, read_s=None) as response:
+            yield from response.iter_raw(_CHUNK_BYTES)
+
+    def report(self, session: str, body: bytes, credential: str) -> Reported:
+        """See :class:`Transport`."""
+        path = f"/v1/sessions/{_segment(session)}/report"
+        data = self._send("POST", path, body, credential, kind="application/octet-stream")
+        return decode_message(data, Reported)
+
+    def abandon(self, session: str, message: Abandon, credential: str) -> Abandoned:
+        """See :class:`Transport`. Once aborted, this is the last word, and must be quick."""
+        self._last_word = True
+        try:
+            return self._post(f"/v1/sessions/{_segment(session)}/abandon", message, Abandoned, credential)
+        finally:
+            self._last_word = False
+
+    def status(self, population: str, *, after: int = 0) -> PopulationStatus:
+        """Return the public state of a population, with the summaries of its rounds after ``after``."""
+        data = self._send("GET", f"/v1/populations/{_segment(population)}?after={after}", b"", "")
+        return decode_message(data, PopulationStatus)
+
+    def abort(self) -> None:
+        """See :class:`Transport`."""
+        self._aborted = True
+        if (connection := self._socket) is not None:
+            with contextlib.suppress(OSError):  # already closed
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """See :class:`Transport`."""
+        self._client.close()
+
+    def _post(self, path: str, message: Any, kind: type[M], credential: str) -> M:
+        return decode_message(self._send("POST", path, encode_message(message), credential), kind)
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        credential: str,
+        *,
+        kind: str = "application/json",
+        read_s: float | None = None,
+    ) -> bytes:
+        with self._stream(method, path, body, credential, kind=kind, read_s=read_s) as response:
+            return _bounded(response)
+
+    @contextlib.contextmanager
+    def _stream(
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        credential: str,
+        *,
+        kind: str = "application/json",
+        read_s: float | None,
+    ) -> Iterator[httpx.Response]:
+        """Send a request; yield its successful answer unread."""
+        if self._aborted and not self._last_word:
+            raise TransportError("server", expected="an open connection", got="one that was stopped here")
+        headers = {"authorization": f"{CREDENTIAL_SCHEME} {credential}"} if credential else {}
+        if method == "POST":
+            headers["content-type"] = kind
+        timeout = _TIMEOUT if read_s is None else httpx.Timeout(30.0, connect=10.0, read=read_s)
+        timeout = _LAST_WORD_TIMEOUT if self._aborted else timeout
+        extensions: dict[str, Any] = {"trace": self._trace, "timeout": timeout.as_dict()}
+        try:
+            request = self._client.build_request(method, path, content=body, headers=headers, extensions=extensions)
+            response = self._client.send(request, stream=True)
+            try:
+                if response.status_code != 200:
+                    raise error_from_body(response.status_code, _bounded(response), "server")
+                yield response
+            finally:
+                response.close()
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as e:
+            raise _transport_error(e) from e
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        """Remember the socket, so that :meth:`abort` can wake a thread that waits on it."""
+        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            self._socket = info["return_value"].get_extra_info("socket")
+            if self._aborted and not self._last_word:
+                self.abort()  # it came while this connection was being made
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Return a context that speaks TLS 1.3 only and trusts ``ca_file`` only (None: the system's authorities).
+
+    Raises:
+        UsageError: the file cannot be read, or holds no certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if ca_file is None:
+        context.load_default_certs()
+        return context
+    try:
+        context.load_verify_locations(cafile=ca_file)
+    except ssl.SSLError as e:
+        raise UsageError(f"certificate file {ca_file}", expected="certificates in PEM", got="something else") from e
+    except OSError as e:
+        raise UsageError(
+            f"certificate file {ca_file}",
+            expected="a readable file",
+            got=e.strerror or "an error",
+            hint="the server writes its authority's certificate when it starts; copy it here",
+        ) from e
+    return context
+
+
+def _assignment_or_come_back(data: bytes) -> Assignment | ComeBack:
+    """Tell the two answers of a check-in apart: only an assignment names a session."""
+    try:
+        head = msgspec.json.decode(data[:MAX_MESSAGE_BYTES])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+        raise WireError("check-in", expected="an assignment, or when to come back", got="something else") from e
+    if isinstance(head, dict) and "session" in head:
+        return decode_message(data, Assignment)
+    return decode_message(data, ComeBack)
+
+
+def _bounded(response: httpx.Response) -> bytes:
+    """Read an answer of at most :data:`MAX_MESSAGE_BYTES`."""
+    data = bytearray()
+    for chunk in response.iter_raw(_CHUNK_BYTES):
+        data += chunk
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise TooLargeError("answer", expected=f"at most {MAX_MESSAGE_BYTES} bytes", got="more")
+    return bytes(data)
+
+
+def _segment(text: str) -> str:
+    """Return one path segment; a name that is more than that would change the path."""
+    if not text or len(text) > 200 or not all(c.isalnum() or c in "-_.~" for c in text) or text in (".", ".."):
+        raise WireError("path", expected="letters, digits and -_.~", got="another name")
+    return text
+
+
+def _transport_error(error: Exception) -> TransportError:
+    """Say what went wrong; never with an address or a credential in it."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return TransportError(
+            "server",
+            expected="a certificate of the pinned authority",
+            got="another certificate",
+            hint="check --ca and the server's name; an authority that was made anew has to be copied anew",
+        )
+    return TransportError(
+        "server", expected="an answer", got=type(error).__name__, hint="is the server running, and the address right?"
+    )

@@ -1,0 +1,341 @@
+"""The session: the way to a counted update, every refusal on it, and no other transition."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from covey.device.session import (
+    Counted,
+    FetchBlob,
+    Finished,
+    GaveUp,
+    Lost,
+    SendAbandon,
+    SendCheckIn,
+    SendReport,
+    Session,
+    SessionState,
+    Train,
+    Verified,
+    Waiting,
+)
+from covey.device.trainer import OnnxTrainer
+from covey.plans.manifest import Budget, PrivacyTerms, encode_manifest
+from covey.plans.plan import unpack_plan
+from covey.plans.signing import generate_owner_key, sign_plan
+from covey.types.errors import (
+    AlreadyCountedError,
+    BusyError,
+    CoveyError,
+    NotFoundError,
+    RoundClosedError,
+    SessionUnknownError,
+    StateError,
+    StorageFullError,
+    TooFewExamplesError,
+    TransportError,
+    UnauthorizedError,
+)
+from covey.types.tensors import sha256_hex
+from covey.wire.messages import ComeBack, Reported
+
+from . import world
+from .fake_server import FakeServer
+
+SEED = bytes(range(32))
+
+
+def session(**policy) -> Session:
+    return Session(world.policy(**policy), seed=SEED)
+
+
+def error(kind=TransportError) -> CoveyError:
+    return kind("here", expected="this", got="that")
+
+
+def at(state: SessionState, **policy) -> Session:
+    """Return a session that stands in ``state``."""
+    s = session(**policy)
+    way = [
+        s.start,
+        lambda: s.answered(world.assignment()),
+        lambda: s.fetched(world.plan_bytes()),
+        lambda: s.fetched(world.checkpoint()),
+        lambda: s.trained(trained(s)),
+        lambda: s.reported(Reported(counted=True, retry_after_s=1.0)),
+    ]
+    if state is SessionState.ABANDONING:
+        at_training = at(SessionState.TRAINING)
+        at_training.stopped()
+        return at_training
+    for move in way:
+        if s.state is state:
+            break
+        move()
+    assert s.state is state
+    return s
+
+
+def trained(s: Session, count=13):
+    return OnnxTrainer().run(s._effect.job, world.points(count))
+
+
+def refused(effect, code: str) -> CoveyError:
+    """Check that the session gives up with ``code``, tells the server, and ends; return the error."""
+    assert isinstance(effect, SendAbandon)
+    assert (effect.session, effect.message.reason) == ("s1", code)
+    return effect
+
+
+def test_the_whole_way():
+    s, server = session(), FakeServer()
+    effect = s.start()
+    assert effect == SendCheckIn(effect.message) and effect.message.population == world.POPULATION
+    effect = s.answered(server.check_in(effect.message, "c1"))
+    assert effect == FetchBlob(world.assignment().plan, "plan")
+    effect = s.fetched(world.plan_bytes())
+    assert effect == FetchBlob(world.assignment().checkpoint, "checkpoint")
+    effect = s.fetched(world.checkpoint())
+    assert isinstance(effect, Train) and effect.within_s == 60.0 and effect.job.seed == SEED
+    result = trained(s)
+    expected = {k: v.copy() for k, v in result.segments.items()}
+    effect = s.trained(result)
+    assert isinstance(effect, SendReport)
+    server.fold("s1", effect.body)
+    assert s.outcome is None
+    effect = s.reported(Reported(counted=True, retry_after_s=7.0))
+    assert effect == Finished(Counted(round=1, num_examples=13, num_steps=8, retry_after_s=7.0))
+    assert s.outcome == effect.outcome
+    # What the server added up is what the device sent, rounded to the segment's step.
+    for seg in server.total.segments:
+        np.testing.assert_allclose(server.total.reals(seg.name), expected[seg.name], atol=2.0**-seg.fraction_bits)
+
+
+MOVES = {
+    "start": lambda s: s.start(),
+    "answered": lambda s: s.answered(world.assignment()),
+    "fetched": lambda s: s.fetched(world.plan_bytes()),
+    "trained": lambda s: s.trained(None),
+    "reported": lambda s: s.reported(Reported(counted=True, retry_after_s=0.0)),
+    "abandoned": lambda s: s.abandoned(),
+    "failed": lambda s: s.failed(error()),
+    "stopped": lambda s: s.stopped(),
+}
+LEGAL = {
+    SessionState.IDLE: {"start", "stopped"},
+    SessionState.CHECKING_IN: {"answered", "failed", "stopped"},
+    SessionState.FETCHING_PLAN: {"fetched", "failed", "stopped"},
+    SessionState.FETCHING_CHECKPOINT: {"fetched", "failed", "stopped"},
+    SessionState.TRAINING: {"trained", "failed", "stopped"},
+    SessionState.REPORTING: {"reported", "failed", "stopped"},
+    SessionState.ABANDONING: {"abandoned", "failed", "stopped"},
+    SessionState.FINISHED: set(),
+}
+
+
+def test_every_public_move_is_in_the_table():
+    public = {n for n, f in inspect.getmembers(Session, inspect.isfunction) if not n.startswith("_")}
+    assert public == set(MOVES)
+
+
+@pytest.mark.parametrize("state", LEGAL)
+def test_illegal_moves_are_refused_and_change_nothing(state):
+    s = at(state)
+    effect = s._effect
+    for name in set(MOVES) - LEGAL[state]:
+        with pytest.raises(StateError, match=f"got one in {state.value}"):
+            MOVES[name](s)
+        assert s.state is state and s._effect is effect
+
+
+@pytest.mark.parametrize("state", [s for s in LEGAL if s is not SessionState.FINISHED])
+def test_a_session_can_be_stopped_anywhere_and_then_ends(state):
+    s = at(state)
+    effect = s.stopped()
+    if isinstance(effect, SendAbandon):
+        assert effect.message.reason == "condition_lapsed"
+        effect = s.abandoned()
+    assert effect == Finished(GaveUp("condition_lapsed", None))
+
+
+def test_nothing_to_do():
+    s = at(SessionState.CHECKING_IN)
+    assert s.answered(ComeBack(retry_after_s=3.0, reason="paused")) == Finished(Waiting("paused", 3.0))
+
+
+@pytest.mark.parametrize("kind", [TransportError, BusyError])
+@pytest.mark.parametrize(
+    "state",
+    [SessionState.CHECKING_IN, SessionState.FETCHING_PLAN, SessionState.FETCHING_CHECKPOINT, SessionState.REPORTING],
+)
+def test_what_may_pass_is_tried_again_with_the_identical_effect(state, kind):
+    s = at(state)
+    effect = s._effect
+    assert all(s.failed(error(kind)) is effect for _ in range(3))
+    assert s.state is state
+    last = error(kind)
+    assert s.stopped(error=last) == Finished(Lost(last))
+
+
+@pytest.mark.parametrize("kind", [SessionUnknownError, RoundClosedError, UnauthorizedError])
+@pytest.mark.parametrize("state", [SessionState.CHECKING_IN, SessionState.FETCHING_CHECKPOINT, SessionState.REPORTING])
+def test_a_restarted_server_or_a_closed_round_costs_this_session(state, kind):
+    e = error(kind)
+    assert at(state).failed(e) == Finished(Lost(e))
+
+
+def test_a_second_report_is_success():
+    s = at(SessionState.REPORTING)
+    assert s.failed(error(AlreadyCountedError)) == Finished(Counted(1, 13, 8, None))
+
+
+@pytest.mark.parametrize("kind", [NotFoundError, StorageFullError])
+def test_a_blob_that_cannot_be_had_is_told_to_the_server(kind):
+    s, e = at(SessionState.FETCHING_CHECKPOINT), error(kind)
+    refused(s.failed(e), kind.code)
+    assert s.failed(error()) == Finished(GaveUp(kind.code, e))
+
+
+def test_an_error_of_training_is_told_to_the_server():
+    s = at(SessionState.TRAINING)
+    with pytest.raises(TooFewExamplesError) as caught:
+        trained(s, count=2)
+    refused(s.failed(caught.value), "too_few_examples")
+    assert s.abandoned() == Finished(GaveUp("too_few_examples", caught.value))
+
+
+def gives_up(effect_of, code, message):
+    """Run a session whose next move is refused; check code and message."""
+    s = at(SessionState.CHECKING_IN)
+    refused(effect_of(s), code)
+    e = s.abandoned().outcome.error
+    assert message in str(e)
+
+
+def test_a_foreign_signature():
+    def answered(s):
+        stranger = generate_owner_key()
+        return s.answered(
+            world.assignment(signature=sign_plan(stranger, world.POPULATION, sha256_hex(world.plan_bytes())).hex())
+        )
+
+    gives_up(answered, "plan_signature", "a signature by the pinned owner key")
+
+
+def test_a_signature_for_another_population():
+    signature = sign_plan(world.OWNER, "others", sha256_hex(world.plan_bytes())).hex()
+    gives_up(lambda s: s.answered(world.assignment(signature=signature)), "plan_signature", "population 'tests'")
+
+
+@pytest.mark.parametrize("signature", ["", "zz", "00"])
+def test_no_signature(signature):
+    gives_up(lambda s: s.answered(world.assignment(signature=signature)), "plan_signature", "signature")
+
+
+def test_a_changed_byte_in_a_plan():
+    data = bytearray(world.plan_bytes())
+    data[len(data) // 2] ^= 1
+
+    def run(s):
+        s.answered(world.assignment())
+        return s.fetched(bytes(data))
+
+    gives_up(run, "plan_hash", "expected sha256")
+
+
+def run_plan(s, data, **fields):
+    s.answered(world.assignment(data, **fields))
+    return s.fetched(data)
+
+
+def test_a_newer_schema():
+    base = world.plan()
+    manifest = encode_manifest(base.manifest).replace(b'"schema": 1', b'"schema": 2')
+    assert b'"schema": 2' in manifest
+    data = world.changed(base, schema=2)
+    gives_up(lambda s: run_plan(s, data), "plan_schema", "manifest.json: schema: expected at most 1, got 2")
+
+
+def test_a_foreign_operator():
+    import onnx
+
+    model = onnx.load_model_from_string(world.plan().graphs["begin"])
+    model.graph.node[0].op_type = "LoadFile"
+    data = world.changed(world.plan(), {"begin": model.SerializeToString()})
+    gives_up(lambda s: run_plan(s, data), "plan_op", "begin.onnx: node 0")
+
+
+def with_terms(**fields):
+    terms = world.plan().manifest.privacy
+    return {"privacy": PrivacyTerms(**{**{f: getattr(terms, f) for f in terms.__struct_fields__}, **fields})}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "assigned", "message"),
+    [
+        (with_terms(min_cohort=1), {}, "privacy.min_cohort: expected at least 2, got 1"),
+        (with_terms(mode="secure"), {}, "assignment: mode: expected secure, as the plan says, got plain"),
+        ({"budget": Budget(memory_bytes=1 << 40)}, {}, "budget.memory_bytes: expected at most"),
+        ({"budget": Budget(memory_bytes=10)}, {}, "budget.memory_bytes: expected at least the model's 32"),
+        ({"budget": Budget(time_s=1e6)}, {}, "budget.time_s: expected at most 3600"),
+        ({}, {"phase": 1}, "assignment: phase: expected one of the plan's 1, got 1"),
+        ({}, {"phase": -1}, "assignment: phase"),
+        ({}, {"hyper": {"lr": 1e6}}, "assignment: lr: expected between 0.0001 and 100"),
+        ({}, {"hyper": {"clip": 1.0}}, "expected values for lr, got clip"),
+        ({}, {"checkpoint": world.ref(b"short", "c")}, "assignment: checkpoint: expected 32 bytes, got 5"),
+        ({}, {"shared": world.ref(b"x", "c")}, "assignment: shared: expected none, got a blob"),
+    ],
+)
+def test_terms_that_the_owner_did_not_accept(manifest, assigned, message):
+    data = world.changed(world.plan(), **manifest)
+    gives_up(lambda s: run_plan(s, data, **assigned), "plan_refused", message)
+
+
+@pytest.mark.parametrize("mode", ["secure", "open"])
+def test_modes_that_this_version_cannot_keep(mode):
+    gives_up(lambda s: s.answered(world.assignment(mode=mode)), "plan_refused", "assignment: mode")
+
+
+def test_the_plain_path_needs_the_owners_consent():
+    s = Session(world.policy(accept_plain=False), seed=SEED)
+    s.start()
+    refused(s.answered(world.assignment()), "plan_refused")
+    assert "expected secure aggregation, got plain" in str(s.abandoned().outcome.error)
+
+
+def test_a_checkpoint_whose_hash_differs():
+    def run(s):
+        s.answered(world.assignment())
+        s.fetched(world.plan_bytes())
+        return s.fetched(bytes(len(world.checkpoint())))
+
+    gives_up(run, "blob_hash", "checkpoint: expected sha256")
+
+
+def test_an_unknown_codec_and_sums_that_could_overflow_are_found_before_training():
+    base = world.plan()
+    phase = base.manifest.phases[0]
+
+    def with_segment(**fields):
+        kept = {f: getattr(phase.segments[0], f) for f in phase.segments[0].__struct_fields__}
+        other = {f: getattr(phase, f) for f in phase.__struct_fields__}
+        segment = type(phase.segments[0])(**{**kept, **fields})
+        return world.changed(base, phases=(type(phase)(**{**other, "segments": (segment,)}),))
+
+    gives_up(lambda s: run_plan(s, with_segment(codec="eden")), "plan_format", "codec: expected one of")
+    gives_up(lambda s: run_plan(s, with_segment(max_delta=1e18)), "layout_invalid", "n_max * bound")
+
+
+def test_what_was_verified_is_not_verified_again_and_never_more_than_asked_is_kept():
+    known = Verified(max_plans=1, max_tensors=1)
+    ref = world.assignment().plan
+    plan = known.plan(ref, world.plan_bytes())
+    assert known.plan(ref, b"") is plan
+    other = world.changed(world.plan(), min_examples=4)
+    known.plan(world.ref(other, "plans"), other)
+    assert known.plan(ref, world.plan_bytes()) is not plan
+    checkpoint = world.assignment().checkpoint
+    params = known.tensors(checkpoint, plan.manifest.params, world.checkpoint(), "checkpoint")
+    assert known.tensors(checkpoint, plan.manifest.params, b"", "checkpoint") is params
+    assert unpack_plan(world.plan_bytes()).hash == plan.hash
