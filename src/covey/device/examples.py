@@ -262,7 +262,7 @@ def _read_rows(
         joined = b"".join(record for number, record in rows if number == layout)
         if len(joined) != len(places) * dtype.itemsize:
             raise StorageError("example store", expected=f"records of {dtype.itemsize} bytes", got="another size")
-        records = np.frombuffer(joined, dtype)
+        records: Array = np.ndarray((len(places),), dtype, buffer=joined)
         for f in fields:
             _check_stored(dtype, f)
             out[f.name][places] = records[f.name]
