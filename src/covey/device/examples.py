@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from covey.device.batches import checked_examples
 from covey.plans.manifest import ExampleSchema, FieldSpec, Query
@@ -262,7 +263,7 @@ def _read_rows(
         joined = b"".join(record for number, record in rows if number == layout)
         if len(joined) != len(places) * dtype.itemsize:
             raise StorageError("example store", expected=f"records of {dtype.itemsize} bytes", got="another size")
-        records: Array = np.ndarray((len(places),), dtype, buffer=joined)
+        records: NDArray[np.void] = np.ndarray((len(places),), dtype, buffer=joined)
         for f in fields:
             _check_stored(dtype, f)
             out[f.name][places] = records[f.name]
