@@ -1,0 +1,184 @@
+"""The aggregator: one shard of a cohort. It holds a running sum in memory and nothing else, and dies with it.
+
+An update is checked, folded and forgotten in one call. A body that is truncated, oversized, out of range or not finite
+never touches the sum. Secure aggregation takes its place here: masked vectors are folded into the same rings, and the
+sum is opened when the shard closes.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from covey.compression.codec import Codec, Float64, codec_named
+from covey.plans.manifest import Manifest
+from covey.server.messages import (
+    AbandonArrived,
+    CloseShard,
+    Counted,
+    DiscardShard,
+    Envelope,
+    Lost,
+    OpenShard,
+    Reply,
+    ReportArrived,
+    ShardClosed,
+    coordinator_address,
+    device_address,
+)
+from covey.types.errors import AlreadyCountedError, CoveyError, RoundClosedError, SessionUnknownError, UpdateRangeError
+from covey.types.segments import HEADER, Segment, SegmentSum
+from covey.wire.framing import decode_update, max_update_bytes
+from covey.wire.messages import Abandoned, Reported
+
+__all__ = ["Aggregator", "body_limits"]
+
+_REMEMBERED = 10_000
+"""How many ended sessions are remembered, so that a late device learns why it is late."""
+
+
+@dataclass(slots=True)
+class _Shard:
+    phase: int
+    open: set[str]
+    total: SegmentSum
+    ended: dict[str, type[CoveyError]] = field(default_factory=dict)
+
+
+def body_limits(manifest: Manifest, phase: int) -> dict[str, int]:
+    """Return the parts of an update's body, in order, and the most bytes of each."""
+    return {s.name: _codec(manifest, phase, s.name).max_bytes(s.length) for s in manifest.layout(phase)}
+
+
+class Aggregator:
+    """One shard's role. Laws: a session is folded at most once; a refused body changes no bit of the sum."""
+
+    def __init__(self, population: str, manifest: Manifest, *, retry_s: float = 0.0) -> None:
+        """Begin without a round.
+
+        Args:
+            population: whose coordinator is told.
+            manifest: of the plan whose updates are folded.
+            retry_s: when a device shall check in again after its report.
+        """
+        self._to = coordinator_address(population)
+        self._manifest = manifest
+        self._retry_s = retry_s
+        self._shards: dict[str, _Shard] = {}
+        self._attempt_of: dict[str, str] = {}
+        self._late: deque[str] = deque(maxlen=_REMEMBERED)
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest body that any phase of the plan allows."""
+        phases = range(len(self._manifest.phases))
+        return max(max_update_bytes(body_limits(self._manifest, p)) for p in phases)
+
+    def receive(self, message: Any, now_s: float) -> list[Envelope]:
+        """Take OpenShard, ReportArrived, AbandonArrived, CloseShard or DiscardShard."""
+        match message:
+            case OpenShard(attempt=attempt, phase=phase, sessions=sessions):
+                self._shards[attempt] = _Shard(phase, set(sessions), SegmentSum(self._manifest.layout(phase)))
+                self._attempt_of |= dict.fromkeys(sessions, attempt)
+                return []
+            case ReportArrived():
+                return self._report(message)
+            case AbandonArrived(ticket=ticket, session=session, reason=reason):
+                return self._abandon(ticket, session, reason)
+            case CloseShard(attempt=attempt):
+                shard = self._end(attempt)
+                return [] if shard is None else [Envelope(self._to, ShardClosed(attempt, shard.total))]
+            case DiscardShard(attempt=attempt):
+                if (shard := self._end(attempt)) is not None:
+                    shard.total.clear()
+                return []
+        raise AssertionError(f"the aggregator does not take {type(message).__name__}")
+
+    def next_deadline_s(self) -> float | None:
+        """Return None: the coordinator keeps the time."""
+        return None
+
+    def tick(self, now_s: float) -> list[Envelope]:
+        """Do nothing."""
+        return []
+
+    def _report(self, message: ReportArrived) -> list[Envelope]:
+        to = device_address(message.ticket)
+        try:
+            attempt, shard = self._open_shard(message.session)
+        except CoveyError as error:
+            return [Envelope(to, Reply(error))]
+        shard.open.discard(message.session)
+        try:
+            self._fold(shard, message.body)
+        except CoveyError as error:
+            shard.ended[message.session] = RoundClosedError
+            return [Envelope(to, Reply(error)), Envelope(self._to, Lost(attempt, error.code))]
+        shard.ended[message.session] = AlreadyCountedError
+        answer = Reported(counted=True, retry_after_s=self._retry_s)
+        return [Envelope(to, Reply(answer)), Envelope(self._to, Counted(attempt, len(message.body)))]
+
+    def _fold(self, shard: _Shard, body: bytes | bytearray | memoryview) -> None:
+        parts = decode_update(body, body_limits(self._manifest, shard.phase))
+        values = {
+            s.name: np.asarray(_codec(self._manifest, shard.phase, s.name).decode(parts[s.name], s.length))
+            for s in shard.total.segments
+        }
+        _check_header(values[HEADER], self._manifest, shard.total.segments[0])
+        shard.total.fold_reals(values)
+
+    def _abandon(self, ticket: str, session: str, reason: str) -> list[Envelope]:
+        answer = Envelope(device_address(ticket), Reply(Abandoned(retry_after_s=self._retry_s)))
+        try:
+            attempt, shard = self._open_shard(session)
+        except CoveyError:
+            return [answer]  # it is over either way, and that is what the device wants
+        shard.open.discard(session)
+        shard.ended[session] = RoundClosedError
+        return [answer, Envelope(self._to, Lost(attempt, reason))]
+
+    def _open_shard(self, session: str) -> tuple[str, _Shard]:
+        attempt = self._attempt_of.get(session)
+        if attempt is None:
+            if session in self._late:
+                raise _closed()
+            raise SessionUnknownError(
+                "session", expected="an open session", got="an unknown one", hint="check in again"
+            )
+        shard = self._shards[attempt]
+        if session not in shard.open:
+            if shard.ended.get(session) is AlreadyCountedError:
+                raise AlreadyCountedError("session", expected="one report", got="a second one")
+            raise _closed()
+        return attempt, shard
+
+    def _end(self, attempt: str) -> _Shard | None:
+        shard = self._shards.pop(attempt, None)
+        if shard is not None:
+            for session in (*shard.open, *shard.ended):
+                del self._attempt_of[session]
+                self._late.append(session)
+        return shard
+
+
+def _closed() -> RoundClosedError:
+    return RoundClosedError(
+        "round", expected="a report before the round closed", got="a late one", hint="check in again"
+    )
+
+
+def _check_header(header: Any, manifest: Manifest, segment: Segment) -> None:
+    """Refuse a counter other than 1 and a weight outside its cap: both would bend the mean unseen."""
+    if header.shape != (segment.length,):
+        return  # the fold refuses it with a better message
+    if header[0] != 1.0 or not 0 < header[1] <= manifest.privacy.max_weight:
+        raise UpdateRangeError(
+            "header", expected=f"a counter of 1 and a weight in (0, {manifest.privacy.max_weight}]", got="others"
+        )
+
+
+def _codec(manifest: Manifest, phase: int, name: str) -> Codec:
+    if name == HEADER:
+        return Float64()
+    return codec_named(next(s.codec for s in manifest.phases[phase].segments if s.name == name))

@@ -1,0 +1,189 @@
+"""What the server's roles tell each other. Every message can be serialised; none holds a clock, a socket or a lock.
+
+::
+
+    adapter     -> selector     DeviceArrived, DeviceLeft
+    coordinator -> selector     WantDevices
+    selector    -> coordinator  DevicesSelected
+    coordinator -> aggregator   OpenShard, CloseShard, DiscardShard
+    adapter     -> aggregator   ReportArrived, AbandonArrived
+    aggregator  -> coordinator  Counted, Lost, ShardClosed
+    adapter     -> coordinator  BytesServed
+    any role    -> device/...   Reply (to the request with that ticket)
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from covey.types.errors import CoveyError
+from covey.types.segments import SegmentSum
+from covey.wire.messages import Abandoned, Assignment, ComeBack, Reported
+
+__all__ = [
+    "AbandonArrived",
+    "BytesServed",
+    "CloseShard",
+    "Counted",
+    "DeviceArrived",
+    "DeviceLeft",
+    "DevicesSelected",
+    "DiscardShard",
+    "Envelope",
+    "Lost",
+    "OpenShard",
+    "Reply",
+    "ReportArrived",
+    "ShardClosed",
+    "WantDevices",
+    "aggregator_address",
+    "coordinator_address",
+    "device_address",
+    "selector_address",
+]
+
+
+def selector_address(population: str) -> str:
+    """Return the address of a population's selector."""
+    return f"selector/{population}"
+
+
+def coordinator_address(population: str) -> str:
+    """Return the address of a population's coordinator."""
+    return f"coordinator/{population}"
+
+
+def aggregator_address(population: str, shard: int) -> str:
+    """Return the address of one of a population's aggregators."""
+    return f"aggregator/{population}/{shard}"
+
+
+def device_address(ticket: str) -> str:
+    """Return the address of a request that waits for its answer."""
+    return f"device/{ticket}"
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A message on its way."""
+
+    to: str
+    message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceArrived:
+    """A device checked in and waits. ``ticket`` names the request, not the device."""
+
+    ticket: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLeft:
+    """A waiting device hung up."""
+
+    ticket: str
+
+
+@dataclass(frozen=True, slots=True)
+class WantDevices:
+    """Select ``count`` devices.
+
+    After ``patience_s``, ``at_least`` of them will do; at ``give_up_at_s``, none are selected.
+    """
+
+    attempt: str
+    count: int
+    at_least: int
+    patience_s: float
+    give_up_at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesSelected:
+    """The selected tickets, drawn uniformly from those that waited; empty where too few came in time."""
+
+    attempt: str
+    tickets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to a request."""
+
+    message: Assignment | ComeBack | Reported | Abandoned | CoveyError
+
+
+@dataclass(frozen=True, slots=True)
+class OpenShard:
+    """Begin a sum for these sessions of one attempt at a round."""
+
+    attempt: str
+    phase: int
+    sessions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportArrived:
+    """An update's body. It is folded and forgotten; nobody keeps this message."""
+
+    ticket: str
+    session: str
+    body: bytes | bytearray | memoryview
+
+    def __repr__(self) -> str:
+        """Show sizes only: this message must never print an update or a session's token."""
+        return f"ReportArrived({len(self.body)} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonArrived:
+    """A device ends its session early."""
+
+    ticket: str
+    session: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """One update is in the sum."""
+
+    attempt: str
+    bytes_up: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """One session ended without an update."""
+
+    attempt: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CloseShard:
+    """Hand over the sum and accept nothing more for this attempt."""
+
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardShard:
+    """Overwrite the sum and accept nothing more for this attempt."""
+
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardClosed:
+    """One shard's sum."""
+
+    attempt: str
+    total: SegmentSum
+
+
+@dataclass(frozen=True, slots=True)
+class BytesServed:
+    """Payload bytes of plans and checkpoints that went down to devices."""
+
+    num_bytes: int
