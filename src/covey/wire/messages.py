@@ -143,7 +143,8 @@ class ErrorBody(_Message, frozen=True, kw_only=True, omit_defaults=True):
 class RoundSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
     """What is public about a finished round: counts and sums over the cohort, nothing of any device.
 
-    ``status`` is ``committed`` or ``abandoned`` (then ``reason`` says why). ``metrics`` are means over the cohort's
+    ``status`` is ``committed`` or ``abandoned`` (then ``reason`` says why). ``lost`` devices were selected and not
+    counted: they gave up, dropped out, or came after the round had closed. ``metrics`` are means over the cohort's
     training examples, measured while it trained.
     """
 

@@ -1,0 +1,126 @@
+"""The server's configuration: a TOML file, read strictly."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from covey.types.errors import UsageError
+
+__all__ = ["RoundConfig", "ServerConfig", "load_config"]
+
+
+class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[round]`` table; see :class:`covey.server.coordinator.RoundSettings` for the meaning of each value."""
+
+    goal: int = 100
+    over_selection: float = 1.3
+    min_fraction: float = 0.7
+    patience_s: float = 1.0
+    selection_timeout_s: float = 300.0
+    report_timeout_s: float = 600.0
+    pause_s: float = 0.0
+    max_rounds: int = 0
+    hyper: dict[str, float] = {}
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file. Paths are relative to the server's directory.
+
+    Attributes:
+        population: whom this server serves.
+        host: the address to listen on.
+        port: the port; 0 takes a free one.
+        plan: the plan's archive.
+        signature: the owner's signature over it, hex, a text file.
+        checkpoint: the first checkpoint, packed tensors.
+        poll_s: how long a check-in is held open.
+        retry_s: when a device that was not needed shall come back.
+        max_waiting: how many devices may wait at once.
+        buffers: how many report bodies are in memory at once; more are asked to come again.
+        num_shards: aggregators that share a cohort.
+        keep_checkpoints: how many checkpoints stay on the disk.
+        enrolment: ``open`` (anybody gets a credential: for a trusted network or a demonstration only).
+        round: how a round goes.
+    """
+
+    population: str
+    host: str = "127.0.0.1"
+    port: int = 8443
+    plan: str = "plan.covey"
+    signature: str = "plan.sig"
+    checkpoint: str = "checkpoint.bin"
+    poll_s: float = 25.0
+    retry_s: float = 1.0
+    max_waiting: int = 10_000
+    buffers: int = 8
+    num_shards: int = 1
+    keep_checkpoints: int = 10
+    enrolment: str = "open"
+    round: RoundConfig = RoundConfig()
+
+
+def load_config(path: Path) -> ServerConfig:
+    """Read and check a configuration.
+
+    Raises:
+        UsageError: no such file, not TOML, an unknown key (with the nearest known one), or a value out of range.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as e:
+        raise UsageError(
+            f"configuration {path}",
+            expected="a readable file",
+            got=e.strerror or "an error",
+            hint="`covey init DIR` writes one",
+        ) from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise UsageError(f"configuration {path}", expected="TOML", got=str(e)) from e
+    _known_keys(path, table, ServerConfig, "")
+    if isinstance(table.get("round"), dict):
+        _known_keys(path, table["round"], RoundConfig, "round.")
+    try:
+        config = msgspec.convert(table, ServerConfig)
+    except msgspec.ValidationError as e:
+        raise UsageError(f"configuration {path}", expected="a value of the right type", got=str(e)) from e
+    _check(path, config)
+    return config
+
+
+def _known_keys(path: Path, table: dict[str, Any], kind: type[msgspec.Struct], prefix: str) -> None:
+    known = kind.__struct_fields__
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=2)
+            raise UsageError(
+                f"configuration {path}",
+                expected="known keys",
+                got=f"{prefix}{key}",
+                hint=f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}",
+            )
+
+
+def _check(path: Path, config: ServerConfig) -> None:
+    ranges = {
+        "port": (0, 65535),
+        "max_waiting": (1, 10_000_000),
+        "buffers": (1, 4096),
+        "num_shards": (1, 1024),
+        "keep_checkpoints": (1, 1_000_000),
+        "poll_s": (0.01, 60),
+        "retry_s": (0, 86_400),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise UsageError(f"configuration {path}: {name}", expected=f"{low} to {high}", got=str(value))
+    if config.enrolment != "open":
+        raise UsageError(f"configuration {path}: enrolment", expected="open", got=config.enrolment)
+    safe = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
+    if not config.population or not set(config.population) <= safe or config.population.startswith("."):
+        raise UsageError(
+            f"configuration {path}: population", expected="letters, digits and -_.", got=repr(config.population)
+        )

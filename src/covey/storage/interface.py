@@ -1,0 +1,91 @@
+"""What a server keeps: plans, checkpoints, and one row for each round. Nothing of any device.
+
+Laws (``covey.testing.storage`` checks them on every implementation):
+
+- a round is committed whole or not at all, and only after its checkpoint is safely stored;
+- after a crash at any instant, :meth:`Storage.load` gives the last committed round;
+- the newest checkpoint is never deleted.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from covey.types.tensors import Tensors, TensorSpec, pack_tensors, specs_of, unpack_tensors
+from covey.wire.messages import RoundSummary
+
+__all__ = ["PopulationRecord", "Storage", "decode_named", "encode_named"]
+
+
+@dataclass(frozen=True, slots=True)
+class PopulationRecord:
+    """Where a population stands.
+
+    Attributes:
+        population: its name.
+        plan: SHA-256 of the plan's archive, a stored blob.
+        signature: the owner's signature over it, hex.
+        round: how many rounds are committed.
+        checkpoint: SHA-256 of the newest checkpoint, a stored blob.
+        extra: SHA-256 of what else the algorithm carries (see :func:`encode_named`), a stored blob; empty: nothing.
+    """
+
+    population: str
+    plan: str
+    signature: str
+    round: int
+    checkpoint: str
+    extra: str = ""
+
+
+class Storage(Protocol):
+    """Durable state. Calls block until the data is safe; one thread uses it at a time."""
+
+    def put_blob(self, data: bytes) -> str:
+        """Store a blob, synced, and return its SHA-256. Raises StorageFullError; then nothing changed."""
+        ...
+
+    def blob(self, sha256: str) -> bytes:
+        """Return a blob. Raises NotFoundError, or BlobHashError where the stored bytes were changed."""
+        ...
+
+    def load(self, population: str) -> PopulationRecord | None:
+        """Return where a population stands, or None where it is new."""
+        ...
+
+    def create(self, record: PopulationRecord) -> None:
+        """Add a population. Raises StorageError where it exists."""
+        ...
+
+    def commit_round(self, population: str, summary: RoundSummary, checkpoint: bytes, extra: bytes) -> None:
+        """Store the checkpoint, then in one transaction the round's row and the population's new state."""
+        ...
+
+    def add_summary(self, population: str, summary: RoundSummary) -> None:
+        """Keep the row of a round that was abandoned."""
+        ...
+
+    def rounds(self, population: str, after: int = 0) -> tuple[RoundSummary, ...]:
+        """Return the rows, committed and abandoned, in order, without the first ``after``."""
+        ...
+
+    def close(self) -> None:
+        """Release files."""
+        ...
+
+
+def encode_named(tensors: Tensors) -> bytes:
+    """Encode tensors with their names, shapes and dtypes; empty for none."""
+    if not tensors:
+        return b""
+    specs = specs_of(tensors)
+    return msgspec.json.encode(specs) + b"\n" + pack_tensors(tensors, specs)
+
+
+def decode_named(data: bytes) -> Tensors:
+    """Invert :func:`encode_named`."""
+    if not data:
+        return {}
+    head, _, body = data.partition(b"\n")
+    return unpack_tensors(msgspec.json.decode(head, type=tuple[TensorSpec, ...]), body)

@@ -1,0 +1,72 @@
+"""Storage in memory: for simulations and tests. It keeps the newest checkpoints only, like the others."""
+
+from collections import OrderedDict, deque
+
+from covey.storage.interface import PopulationRecord
+from covey.types.errors import NotFoundError, StorageError
+from covey.types.tensors import sha256_hex
+from covey.wire.messages import RoundSummary
+
+__all__ = ["MemoryStorage"]
+
+
+class MemoryStorage:
+    """See :class:`covey.storage.interface.Storage`."""
+
+    def __init__(self, *, keep_checkpoints: int = 2) -> None:
+        """Begin empty; of each population's checkpoints the newest ``keep_checkpoints`` are kept."""
+        self._blobs: dict[str, bytes] = {}
+        self._populations: OrderedDict[str, PopulationRecord] = OrderedDict()
+        self._rounds: dict[str, list[RoundSummary]] = {}
+        self._kept: dict[str, deque[tuple[str, str]]] = {}
+        self._keep = max(1, keep_checkpoints)
+
+    def put_blob(self, data: bytes) -> str:
+        """See :class:`Storage`."""
+        name = sha256_hex(data)
+        self._blobs[name] = bytes(data)
+        return name
+
+    def blob(self, sha256: str) -> bytes:
+        """See :class:`Storage`."""
+        if sha256 not in self._blobs:
+            raise NotFoundError("blob", expected="a stored blob", got="an unknown name")
+        return self._blobs[sha256]
+
+    def load(self, population: str) -> PopulationRecord | None:
+        """See :class:`Storage`."""
+        return self._populations.get(population)
+
+    def create(self, record: PopulationRecord) -> None:
+        """See :class:`Storage`."""
+        if record.population in self._populations:
+            raise StorageError("population", expected="a new name", got="one that exists")
+        self._populations[record.population] = record
+        self._rounds[record.population] = []
+        self._kept[record.population] = deque([(record.checkpoint, record.extra)])
+
+    def commit_round(self, population: str, summary: RoundSummary, checkpoint: bytes, extra: bytes) -> None:
+        """See :class:`Storage`."""
+        old = self._populations[population]
+        name, extra_name = self.put_blob(checkpoint), self.put_blob(extra) if extra else ""
+        self._populations[population] = PopulationRecord(
+            population, old.plan, old.signature, old.round + 1, name, extra_name
+        )
+        self._rounds[population].append(summary)
+        kept = self._kept[population]
+        kept.append((name, extra_name))
+        while len(kept) > self._keep:
+            gone = set(kept.popleft()) - {n for pair in kept for n in pair} - {old.plan}
+            for blob in gone:
+                self._blobs.pop(blob, None)
+
+    def add_summary(self, population: str, summary: RoundSummary) -> None:
+        """See :class:`Storage`."""
+        self._rounds[population].append(summary)
+
+    def rounds(self, population: str, after: int = 0) -> tuple[RoundSummary, ...]:
+        """See :class:`Storage`."""
+        return tuple(self._rounds.get(population, ())[after:])
+
+    def close(self) -> None:
+        """See :class:`Storage`."""
