@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from covey.device.batches import checked_examples, make_chunks, num_distinct
+from covey.device.batches import checked_examples, make_chunks, num_distinct, num_steps
 from covey.device.runtime import GraphCache
 from covey.plans.manifest import Manifest, SegmentPlan
 from covey.plans.plan import Plan
@@ -98,7 +98,8 @@ class OnnxTrainer:
     """The trainer of a device: onnxruntime, one thread, sessions cached by plan hash.
 
     Several devices in one process may share one trainer: at most ``max_parallel`` of them train at a time, because the
-    memory for activations is per run; the others wait, and stop waiting when their ``should_stop`` says so.
+    memory for activations is per run; the others wait, and stop waiting when their ``should_stop`` says so. That
+    memory is given back after a job's last step.
     """
 
     def __init__(self, *, num_threads: int = 1, max_parallel: int = 1, graphs: GraphCache | None = None) -> None:
@@ -141,20 +142,22 @@ class OnnxTrainer:
         carry = self._graphs.graph(job.plan, "begin").run({**params, **shared})
         carry |= {f"metrics.{k}": np.zeros((), np.float32) for k in manifest.metrics}
         carry["step"] = np.zeros((), np.uint32)
-        steps = 0
+        count = len(next(iter(examples.values())))
+        steps, all_steps = 0, num_steps(count, phase)
         for chunk in make_chunks(examples, phase, seed=job.seed):
             if should_stop():
                 raise TrainingStopped
             feeds = {**constant, **_prefixed("batch", chunk.batch), "mask": chunk.mask}
-            after = loop.run({**feeds, **carry})
+            steps += chunk.num_steps
+            after = loop.run({**feeds, **carry}, shrink=steps == all_steps)
             # What a graph leaves unchanged it may leave out; the rest replaces its predecessor, which is then free.
             carry |= {k.removeprefix("next."): v for k, v in after.items()}
-            steps += chunk.num_steps
             _check_loss(carry["metrics.loss"], steps)
         totals = {k: float(carry[f"metrics.{k}"]) for k in manifest.metrics}
         feeds = {**carry, **params, **shared, **{f"totals.{k}": carry[f"metrics.{k}"] for k in _TOTALS}}
         outputs = self._graphs.graph(job.plan, "finish").run(feeds)
-        used = num_distinct(len(next(iter(examples.values()))), phase)
+        del carry, after, feeds  # the update is about to be copied: the state has served
+        used = num_distinct(count, phase)
         return result_of(manifest, job.phase, outputs, totals, num_examples=used, num_steps=steps)
 
 
