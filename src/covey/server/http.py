@@ -1,0 +1,204 @@
+"""The HTTPS adapter: requests become messages to the roles, and their answers become responses. No access log."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from covey.server.messages import AbandonArrived, DeviceArrived
+from covey.server.service import Service
+from covey.types.errors import (
+    CoveyError,
+    NotFoundError,
+    TooLargeError,
+    UnauthorizedError,
+    UpdateFormatError,
+    WireError,
+)
+from covey.wire.messages import (
+    CREDENTIAL_SCHEME,
+    MAX_MESSAGE_BYTES,
+    Abandon,
+    CheckIn,
+    Enroll,
+    Enrolled,
+    ErrorBody,
+    decode_message,
+    encode_message,
+)
+
+__all__ = ["create_app"]
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+_IMMUTABLE = {"cache-control": "public, max-age=31536000, immutable"}
+_HTTP_CODES = {404: "not_found", 405: "wire_invalid"}
+
+
+def create_app(service: Service) -> Starlette:
+    """Return the application that serves ``service``; the routes are those of ``wire/SPEC.md``."""
+
+    async def enroll(request: Request) -> Response:
+        message = decode_message(await _small_body(request), Enroll)
+        _own_population(service, message.population)
+        token = service.credentials.issue(service.population, service.now_s())
+        return _json(Enrolled(credential=token, expires_in_s=service.credentials.lifetime_s))
+
+    async def check_in(request: Request) -> Response:
+        message = decode_message(await _small_body(request), CheckIn)
+        _authorize(service, request)
+        _own_population(service, message.population)
+        if (now := service.come_back_now()) is not None:
+            return _json(now)
+        ticket, answer = service.ask_selector(DeviceArrived)
+        return _json(await _unless_hung_up(request, answer, lambda: service.leave(ticket)))
+
+    async def report(request: Request) -> Response:
+        _authorize(service, request)
+        size = _content_length(request, service.max_body_bytes)
+        buffer = service.take_buffer()
+        used = 0
+        try:
+            async for chunk in request.stream():
+                if used + len(chunk) > size:
+                    raise TooLargeError("report", expected=f"{size} bytes", got="more")
+                buffer[used : used + len(chunk)] = chunk
+                used += len(chunk)
+            if used != size:
+                raise UpdateFormatError("report", expected=f"{size} bytes", got=f"{used} bytes", hint="truncated")
+            answer = service.report(request.path_params["session"], buffer, used)
+        except BaseException:
+            service.give_buffer(buffer, used)
+            raise
+        return _json(await answer)
+
+    async def abandon(request: Request) -> Response:
+        message = decode_message(await _small_body(request), Abandon)
+        _authorize(service, request)
+        session = request.path_params["session"]
+        reason = message.reason[:64]
+        return _json(await service.ask_aggregator(session, lambda ticket: AbandonArrived(ticket, session, reason)))
+
+    async def blob(request: Request) -> Response:
+        counted = "authorization" in request.headers and _authorize(service, request)
+        data = service.blob(request.path_params["sha256"], counted=counted)
+        return Response(data, media_type="application/octet-stream", headers=_IMMUTABLE)
+
+    async def status(request: Request) -> Response:
+        after = request.query_params.get("after", "0")
+        if not after.isdecimal() or len(after) > 12:
+            raise WireError("after", expected="a count", got="something else")
+        return _json(service.status(request.path_params["population"], int(after)))
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.close()
+
+    return Starlette(
+        routes=[
+            Route("/v1/enroll", enroll, methods=["POST"]),
+            Route("/v1/checkin", check_in, methods=["POST"]),
+            Route("/v1/sessions/{session}/report", report, methods=["POST"]),
+            Route("/v1/sessions/{session}/abandon", abandon, methods=["POST"]),
+            Route("/v1/plans/{sha256}", blob, methods=["GET"]),
+            Route("/v1/checkpoints/{sha256}", blob, methods=["GET"]),
+            Route("/v1/populations/{population}", status, methods=["GET"]),
+        ],
+        exception_handlers={
+            CoveyError: _on_covey_error,
+            HTTPException: _on_http_error,
+            ClientDisconnect: _on_hung_up,
+            Exception: _on_bug,
+        },
+        lifespan=lifespan,
+    )
+
+
+def _authorize(service: Service, request: Request) -> bool:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme != CREDENTIAL_SCHEME:
+        raise UnauthorizedError("credential", expected="a bearer credential", got="none", hint="enroll first")
+    _own_population(service, service.credentials.population(token, service.now_s()))
+    return True
+
+
+def _own_population(service: Service, population: str) -> None:
+    if population != service.population:
+        raise NotFoundError(
+            "population", expected="one that this server serves", got="another name", hint="check --population"
+        )
+
+
+async def _small_body(request: Request) -> bytes:
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise TooLargeError("message", expected=f"at most {MAX_MESSAGE_BYTES} bytes", got="more")
+    return bytes(data)
+
+
+def _content_length(request: Request, at_most: int) -> int:
+    text = request.headers.get("content-length", "")
+    if not text.isdecimal():
+        raise WireError("report", expected="a content-length", got="none")
+    if int(text) > at_most:
+        raise TooLargeError("report", expected=f"at most {at_most} bytes", got=f"{int(text)} bytes")
+    return int(text)
+
+
+async def _unless_hung_up(request: Request, answer: "asyncio.Future[Any]", hung_up: Callable[[], None]) -> Any:
+    """Return the answer; if the client hangs up first, say so and stop waiting."""
+    gone = asyncio.ensure_future(_hang_up(request))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        hung_up()
+        raise ClientDisconnect
+    finally:
+        gone.cancel()
+
+
+async def _hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json(message: Any) -> Response:
+    return Response(encode_message(message), media_type="application/json", headers={"cache-control": "no-store"})
+
+
+def _failure(status: int, body: ErrorBody) -> Response:
+    headers = {"retry-after": str(max(1, round(body.retry_after_s)))} if body.retry_after_s else {}
+    return Response(encode_message(body), status, media_type="application/json", headers=headers)
+
+
+async def _on_covey_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, CoveyError)
+    return _failure(
+        error.http_status,
+        ErrorBody(code=error.code, message=str(error), hint=error.hint, retry_after_s=error.retry_after_s),
+    )
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _HTTP_CODES.get(error.status_code, "wire_invalid")
+    return _failure(error.status_code, ErrorBody(code=code, message=error.detail))
+
+
+async def _on_hung_up(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    return _failure(500, ErrorBody(code="error", message="the server failed; its log says more"))
