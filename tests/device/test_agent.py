@@ -18,6 +18,7 @@ from covey.types.errors import (
     PlanSignatureError,
     RoundClosedError,
     SessionUnknownError,
+    StateError,
     StorageFullError,
     TooFewExamplesError,
     TransportError,
@@ -76,6 +77,13 @@ def test_one_counted_report(home, server):
     assert summary.counted == 1 and summary.gave_up == summary.lost == 0
     assert summary.bytes_up == len(server.bodies["s1"][0])
     assert summary.bytes_down == len(world.plan_bytes()) + len(world.checkpoint())
+
+
+def test_an_agent_runs_once(home, server):
+    run = Run(home, server)
+    run.once()
+    with pytest.raises(StateError, match="agent: expected one run, got a second"):
+        run.once()
 
 
 def test_credential_plan_and_checkpoint_are_fetched_once(home, server):

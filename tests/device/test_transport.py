@@ -171,7 +171,7 @@ def test_a_session_name_cannot_change_the_path(name):
         transport(replies(Reported(counted=True, retry_after_s=0))).report(name, b"", "c")
 
 
-@pytest.mark.parametrize("url", ["http://server", "server:8443", "https://", "ftp://server"])
+@pytest.mark.parametrize("url", ["http://server", "server:8443", "https://", "ftp://server", "https://[::x", ""])
 def test_only_https(url):
     with pytest.raises(UsageError, match="https://host:8443"):
         HttpTransport(url, None)
@@ -184,6 +184,12 @@ def test_a_certificate_file_that_is_none(tmp_path):
     (tmp_path / "ca.pem").write_bytes(b"no certificate")
     with pytest.raises(UsageError, match="certificates in PEM"):
         HttpTransport("https://server", tmp_path / "ca.pem")
+
+
+@pytest.mark.parametrize("credential", ["a\r\nx: y", "é", "\x00"])
+def test_a_credential_cannot_add_headers(credential):
+    with pytest.raises(WireError, match="credential: expected printable ASCII"):
+        transport(replies(COME_BACK)).check_in(CHECK_IN, credential)
 
 
 # --- over a real socket ---

@@ -39,7 +39,7 @@ from covey.device.session import (
 )
 from covey.device.trainer import OnnxTrainer, Trainer, TrainingStopped
 from covey.device.transport import HttpTransport, Transport
-from covey.types.errors import CoveyError, NotFoundError, UnauthorizedError, UsageError, VersionError
+from covey.types.errors import CoveyError, NotFoundError, StateError, UnauthorizedError, UsageError, VersionError
 from covey.wire.messages import BlobRef, Enroll
 
 __all__ = ["AgentEvent", "AgentSummary", "DeviceAgent"]
@@ -87,7 +87,7 @@ def _silent(event: AgentEvent) -> None:
 
 
 class DeviceAgent:
-    """One device. :meth:`run` works until :meth:`stop`; a second call of ``run`` is refused."""
+    """One device. An agent runs once; :meth:`stop` ends the run."""
 
     def __init__(
         self,
@@ -136,6 +136,7 @@ class DeviceAgent:
         self._stopping = threading.Event()
         self._credential: Credential | None = None
         self._num_failures = 0
+        self._has_run = False
 
     def stop(self) -> None:
         """End the run soon: between two chunks of training, or now if the agent waits. From any thread."""
@@ -149,8 +150,12 @@ class DeviceAgent:
 
         Raises:
             NotFoundError, VersionError: waiting does not cure it.
+            StateError: it ran before; its connection is closed.
             KeyboardInterrupt: passed on, after the server was told that the session at hand is over.
         """
+        if self._has_run:
+            raise StateError("agent", expected="one run", got="a second", hint="make a new agent")
+        self._has_run = True
         try:
             while not self._stopping.is_set():
                 if not self._may_train():

@@ -87,9 +87,7 @@ class HttpTransport:
         Raises:
             UsageError: not an https URL, or no usable certificate file.
         """
-        url = httpx.URL(server_url)
-        if url.scheme != "https" or not url.host:
-            raise UsageError("server", expected="a URL such as https://host:8443", got=server_url[:200])
+        url = _server_url(server_url)
         self._client = httpx.Client(
             base_url=url,
             verify=tls_context(ca_file),
@@ -179,7 +177,7 @@ class HttpTransport:
         """Send a request; yield its successful answer unread."""
         if self._aborted and not self._last_word:
             raise TransportError("server", expected="an open connection", got="one that was stopped here")
-        headers = {"authorization": f"{CREDENTIAL_SCHEME} {credential}"} if credential else {}
+        headers = _authorization(credential)
         if method == "POST":
             headers["content-type"] = kind
         timeout = _TIMEOUT if read_s is None else httpx.Timeout(30.0, connect=10.0, read=read_s)
@@ -228,6 +226,24 @@ def tls_context(ca_file: Path | None) -> ssl.SSLContext:
             hint="the server writes its authority's certificate when it starts; copy it here",
         ) from e
     return context
+
+
+def _server_url(text: str) -> httpx.URL:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        url = httpx.URL()
+    if url.scheme != "https" or not url.host:
+        raise UsageError("server", expected="a URL such as https://host:8443", got=text[:200])
+    return url
+
+
+def _authorization(credential: str) -> dict[str, str]:
+    if not credential:
+        return {}
+    if not (credential.isascii() and credential.isprintable()):
+        raise WireError("credential", expected="printable ASCII", got="other characters")
+    return {"authorization": f"{CREDENTIAL_SCHEME} {credential}"}
 
 
 def _assignment_or_come_back(data: bytes) -> Assignment | ComeBack:
