@@ -61,7 +61,8 @@ def iid(num_rows: int, num_clients: int, rng: np.random.Generator) -> list[Indic
 def two_class(labels: NDArray[np.integer], num_clients: int, rng: np.random.Generator) -> list[Indices]:
     """Sort by label, cut into ``2 * num_clients`` shards, and give two to each client.
 
-    The "pathological non-IID" partition of 1602.05629, section 3: 200 shards of 300 for 100 clients, so that most see two digits only.
+    The "pathological non-IID" partition of 1602.05629, section 3: 200 shards of 300 for 100 clients, so that most see
+    two digits only.
     """
     _check(len(labels), 2 * num_clients)
     shards = np.array_split(np.argsort(labels, kind="stable"), 2 * num_clients)
