@@ -161,7 +161,9 @@ def _check_parity(programs: Programs, shapes: _Signature, graphs: Mapping[str, b
 
     def check(name: str, fn: Any, inputs: Arrays) -> None:
         traced = {k: _struct(v.shape, v.dtype) for k, v in inputs.items()}
-        compare(graphs[name], fn, [inputs], num_roundings=count_roundings(fn, traced), where=f"{where}: {name}")
+        compare(
+            graphs[name], jax.jit(fn), [inputs], num_roundings=count_roundings(fn, traced), where=f"{where}: {name}"
+        )
 
     check("begin", programs.begin, {**params, **shared})
     _check_steps(programs, shapes, graphs[local.graph], {**params, **shared}, rng, f"{where}: {local.graph}")
@@ -182,7 +184,7 @@ def _check_steps(
     hyper = {h.name: h.default for h in programs.local.hyper}
     if "lr" in hyper:
         hyper["lr"] *= _PARITY_LR_FACTOR
-    start = dict(programs.begin(broadcast))
+    start = dict(jax.jit(programs.begin)(broadcast))
     inputs: dict[str, Any] = {k: np.asarray(start.get(k, np.zeros(s.shape, s.dtype))) for k, s in carry.items()}
     inputs |= {k: broadcast[k] for k in constant if k in broadcast}
     inputs |= {f"hyper.{k}": np.float32(v) for k, v in hyper.items()} | {"key": np.array([1, 2], np.uint32)}

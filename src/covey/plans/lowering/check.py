@@ -139,8 +139,8 @@ def compare(
 
     Args:
         model: a serialized model.
-        fn: the function that it was made of, on a dict of inputs; compiled here if JAX can trace it as a whole, so pass
-            the result of :func:`loop` for a loop.
+        fn: the function that it was made of, on a dict of inputs, compiled by ``jax.jit``; for a loop, what
+            :func:`loop` returns.
         samples: inputs to compare on.
         num_roundings: for one call of ``fn``, all its steps included.
         previous: for an output that continues an input, that input's name.

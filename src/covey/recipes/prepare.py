@@ -1,0 +1,158 @@
+"""From a recipe and settings to a plan and a first checkpoint, cached by the source that made them.
+
+Tracing and checking a plan takes seconds, and JAX has to be imported for it. The cache's key covers everything that
+the result depends on (the recipe's source, the settings, Covey's own code for plans, models and algorithms, the
+versions of JAX and ONNX), so that a hit is the same bytes and needs no JAX at all.
+"""
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+
+import covey
+from covey.data.dataset import FederatedDataset
+from covey.plans.manifest import PrivacyTerms
+from covey.plans.plan import Plan, unpack_plan
+from covey.plans.task import Local, PlanOptions
+from covey.recipes.recipe import Recipe, Settings, recipe_source
+from covey.types.errors import CoveyError, UsageError
+from covey.types.tensors import Tensors, pack_tensors, unpack_tensors
+
+__all__ = ["Prepared", "local_half", "plan_options", "prepare"]
+
+_PACKAGES = ("types", "plans", "algorithms", "models", "recipes")
+_GRADIENT_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan's archive and the first checkpoint, packed; ``cached`` says whether they were there already."""
+
+    plan_bytes: bytes
+    checkpoint: bytes
+    cached: bool
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan, verified."""
+        return unpack_plan(self.plan_bytes)
+
+    @property
+    def params(self) -> Tensors:
+        """The first checkpoint's tensors."""
+        return unpack_tensors(self.plan.manifest.params, self.checkpoint)
+
+
+def local_half(settings: Settings) -> Local:
+    """Return the algorithm's device half for some settings; imports JAX.
+
+    Raises:
+        UsageError: no such algorithm or optimizer.
+    """
+    from covey.algorithms.local.fedavg import fedavg_local
+    from covey.algorithms.local.fedsgd import fedsgd_local
+
+    if settings.algorithm == "fedsgd":
+        return fedsgd_local(server_lr=settings.lr)
+    if settings.algorithm == "fedavg":
+        return fedavg_local(settings.lr, optimizer=settings.optimizer, server_lr=settings.server_lr)
+    raise UsageError("--algorithm", expected="fedavg or fedsgd", got=settings.algorithm)
+
+
+def plan_options(settings: Settings, privacy: PrivacyTerms, dataset: FederatedDataset) -> PlanOptions:
+    """Return what the plan fixes. B of infinity becomes the largest client's size, padded and masked for the others."""
+    batch_size = settings.batch_size
+    largest = min(settings.max_examples, max(dataset.num_examples(c) for c in dataset.client_ids))
+    if settings.algorithm == "fedsgd":
+        batch_size = min(_GRADIENT_BATCH, largest)  # the sum over batches is that of one batch of everything
+    elif batch_size is None:
+        batch_size = largest
+    return PlanOptions(
+        batch_size=batch_size,
+        epochs=1 if settings.algorithm == "fedsgd" else settings.epochs,
+        max_steps=None if settings.algorithm == "fedsgd" else settings.max_steps,
+        chunk_steps=settings.chunk_steps,
+        eval_batch_size=settings.eval_batch_size,
+        max_examples=settings.max_examples,
+        privacy=privacy,
+    )
+
+
+def prepare(
+    recipe: Recipe,
+    source: str,
+    settings: Settings,
+    privacy: PrivacyTerms,
+    dataset: FederatedDataset,
+    *,
+    seed: int = 0,
+    on_build: Callable[[], None] = lambda: None,
+) -> Prepared:
+    """Return the plan and the first checkpoint of a recipe, from the cache or built now.
+
+    Args:
+        recipe: what to build.
+        source: the name or path that it was loaded by.
+        settings: how it is trained.
+        privacy: what the plan promises.
+        dataset: its data; only their sizes matter here.
+        seed: of the first checkpoint.
+        on_build: called before a build, which takes seconds.
+
+    Raises:
+        PlanBuildError, UsageError: what cannot become a plan.
+    """
+    options = plan_options(settings, privacy, dataset)
+    folder = _cache_dir()
+    name = _cache_key(source, settings, options, seed)
+    try:
+        prepared = Prepared((folder / f"{name}.covey").read_bytes(), (folder / f"{name}.params").read_bytes(), True)
+        unpack_tensors(prepared.plan.manifest.params, prepared.checkpoint)  # a damaged cache is no reason to fail
+        return prepared
+    except (OSError, CoveyError):
+        pass
+    on_build()
+    from covey.plans.lowering.build import build_plan, initial_params
+
+    task = recipe.task()
+    plan = build_plan(task, local_half(settings), options)
+    checkpoint = pack_tensors(initial_params(task, seed), unpack_plan(plan).manifest.params)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / f"{name}.params", checkpoint)
+        _write(folder / f"{name}.covey", plan)
+    return Prepared(plan, checkpoint, False)
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "covey" / "plans"
+
+
+def _cache_key(source: str, settings: Settings, options: PlanOptions, seed: int) -> str:
+    digest = hashlib.sha256()
+    # The data only matter through the sizes in options, the trainer and the cohort not at all.
+    kept = {k: v for k, v in asdict(settings).items() if k not in ("trainer", "cohort", "partition", "num_clients")}
+    digest.update(f"{source} {seed} {kept} {options}".encode())
+    digest.update(recipe_source(source))
+    root = Path(covey.__file__).parent
+    for package in _PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    for distribution in ("jax", "onnx", "optax", "numpy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            digest.update(f"{distribution} {metadata.version(distribution)}".encode())
+    return digest.hexdigest()[:32]
+
+
+def _write(path: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".partial-")
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    Path(temporary).replace(path)
