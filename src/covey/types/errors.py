@@ -19,6 +19,7 @@
     │   ├── ExampleError       example_invalid       wrong shape, dtype or value
     │   └── TooFewExamplesError too_few_examples     an empty device, or one below the plan's minimum
     ├── TrainingError          training_not_finite   a NaN or an infinity in a loss or an update
+    ├── WorkerError            worker_ended          a process of a simulation that ended by itself
     ├── UpdateError            update_invalid
     │   ├── UpdateFormatError  update_format         truncated, oversized, or of another layout
     │   ├── UpdateNotFiniteError update_not_finite
@@ -86,6 +87,7 @@ __all__ = [
     "UsageError",
     "VersionError",
     "WireError",
+    "WorkerError",
     "all_errors",
 ]
 
@@ -224,6 +226,12 @@ class TrainingError(CoveyError):
     """A NaN or an infinity in a loss or an update on the device."""
 
     code = "training_not_finite"
+
+
+class WorkerError(CoveyError):
+    """A worker process of a simulation that ended by itself."""
+
+    code = "worker_ended"
 
 
 class UpdateError(CoveyError):

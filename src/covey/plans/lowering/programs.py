@@ -115,12 +115,30 @@ class Programs:
         names = sorted(carry)
 
         def taken(values: Any) -> Any:
-            after = self._step(dict(zip(names, values, strict=True)), shared, x)
+            after = self.step_taken(dict(zip(names, values, strict=True)), shared, x)
             return tuple(after[n] for n in names)
 
         before = tuple(carry[n] for n in names)
         after = jax.lax.cond(jnp.any(x["mask"]), taken, lambda values: values, before)
         return dict(zip(names, after, strict=True))
+
+    def step_taken(self, carry: Arrays, shared: Arrays, x: Arrays) -> dict[str, Any]:
+        """Take one masked step, as :meth:`step` does where the mask is true somewhere."""
+        state, extra = self._tree("state", carry), self._tree("shared", shared)
+        mean = self.local.graph == "train"
+        params = state["params"] if mean else self._tree("params", shared)
+        key = jax.random.fold_in(jax.random.wrap_key_data(shared["key"]), carry["step"])
+
+        def objective(p: Any) -> Any:
+            sums = self._sums(self._loss(p, stripped("batch", x), key), x["mask"])
+            # At least 1: a batch in which nothing is predicted must not divide by zero.
+            return (sums["loss"] / jnp.maximum(sums["weight"], 1.0) if mean else sums["loss"]), sums
+
+        grad, sums = jax.grad(objective, has_aux=True)(params)
+        state = self.local.step(state, extra, grad, stripped("hyper", shared))
+        out = prefixed("state", named_leaves(state, "state"))
+        out |= {f"metrics.{k}": carry[f"metrics.{k}"] + sums[k] for k in self.metrics}
+        return {**out, "step": carry["step"] + np.uint32(1)}
 
     def finish(self, inputs: Arrays) -> dict[str, Any]:
         """``state.*``, ``params.*``, ``shared.*``, ``totals.*`` -> ``<segment>.*``."""
@@ -145,23 +163,6 @@ class Programs:
         """``params.*``, ``input.*`` -> ``output.*``."""
         assert self.task.predict is not None, "a task without predict has no predict graph"
         return prefixed("output", self.task.predict(self._tree("params", inputs), stripped("input", inputs)))
-
-    def _step(self, carry: Arrays, shared: Arrays, x: Arrays) -> dict[str, Any]:
-        state, extra = self._tree("state", carry), self._tree("shared", shared)
-        mean = self.local.graph == "train"
-        params = state["params"] if mean else self._tree("params", shared)
-        key = jax.random.fold_in(jax.random.wrap_key_data(shared["key"]), carry["step"])
-
-        def objective(p: Any) -> Any:
-            sums = self._sums(self._loss(p, stripped("batch", x), key), x["mask"])
-            # At least 1: a batch in which nothing is predicted must not divide by zero.
-            return (sums["loss"] / jnp.maximum(sums["weight"], 1.0) if mean else sums["loss"]), sums
-
-        grad, sums = jax.grad(objective, has_aux=True)(params)
-        state = self.local.step(state, extra, grad, stripped("hyper", shared))
-        out = prefixed("state", named_leaves(state, "state"))
-        out |= {f"metrics.{k}": carry[f"metrics.{k}"] + sums[k] for k in self.metrics}
-        return {**out, "step": carry["step"] + np.uint32(1)}
 
     def _loss(self, params: Any, batch: Arrays, key: Any) -> Out:
         out = self.task.loss(params, batch, key)

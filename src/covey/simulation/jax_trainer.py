@@ -1,0 +1,123 @@
+"""A trainer on JAX: the programs that a plan's graphs were lowered from, compiled by XLA.
+
+Same examples, same order, same masks, same weighing as the device's trainer; only the engine differs, and with it the
+order in which floats are added. XLA compiles a loop around models without convolutions and, because its convolutions
+are an order of magnitude slower inside a loop on a CPU, single steps for models with them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from covey.device.batches import Chunk, checked_examples, make_chunks, num_distinct, num_steps
+from covey.device.trainer import LocalResult, TrainingJob, TrainingStopped, hyper_values, never, result_of
+from covey.plans.lowering.programs import Programs, prefixed
+from covey.plans.task import Local, Task
+from covey.types.errors import TrainingError
+from covey.types.rng import key_words
+from covey.types.tensors import Tensors
+
+__all__ = ["JaxTrainer", "has_convolution"]
+
+_TOTALS = ("examples", "loss", "weight")
+
+
+class JaxTrainer:
+    """Trains jobs of one task under one local half; see :class:`covey.device.trainer.Trainer`.
+
+    Each shape of a batch is compiled once. Law: equal jobs and examples give equal bits on one machine with one
+    version of JAX and as many threads.
+    """
+
+    def __init__(self, task: Task, local: Local) -> None:
+        self._programs = Programs(task, local)
+        self._begin = jax.jit(self._programs.begin)
+        self._finish = jax.jit(self._programs.finish)
+        # The carry is given away: without that, every step would copy the parameters.
+        self._step = jax.jit(self._programs.step_taken, donate_argnums=0)
+        self._loop = jax.jit(self._steps, donate_argnums=0)
+        self._stepwise: bool | None = None
+
+    def run(self, job: TrainingJob, examples: Tensors, should_stop: Callable[[], bool] = never) -> LocalResult:
+        """Run ``job`` over ``examples``; errors are those of :meth:`covey.device.trainer.OnnxTrainer.run`."""
+        manifest = job.plan.manifest
+        phase = manifest.phases[job.phase]
+        usable = checked_examples(
+            examples, manifest.examples.fields, at_least=manifest.min_examples, at_most=manifest.max_examples
+        )
+        params, shared = prefixed("params", job.params), prefixed("shared", job.shared)
+        hyper = {k: np.float32(v) for k, v in hyper_values(manifest, job.hyper).items()}
+        constant = {**shared, **prefixed("hyper", hyper), "key": key_words(job.seed, "dropout")}
+        if phase.graph == "gradient":
+            constant |= params
+        carry = dict(self._begin({**params, **shared}))
+        carry |= {f"metrics.{k}": jnp.float32(0) for k in manifest.metrics}
+        carry["step"] = jnp.uint32(0)
+        # Sent to the engine once, not with every call.
+        constant = {k: jnp.asarray(v) for k, v in constant.items()}
+        count = len(next(iter(usable.values())))
+        steps = 0
+        for chunk in make_chunks(usable, phase, seed=job.seed):
+            if should_stop():
+                raise TrainingStopped
+            carry = self._train(carry, constant, chunk, phase.chunk_steps)
+            steps += chunk.num_steps
+            if not np.isfinite(carry["metrics.loss"]):
+                raise TrainingError(
+                    "loss",
+                    expected="finite values",
+                    got=f"a NaN or an infinity within {steps} steps",
+                    hint="training diverged on this device's examples: a lower learning rate usually cures it",
+                )
+        assert steps == num_steps(count, phase)
+        totals = {k: float(carry[f"metrics.{k}"]) for k in manifest.metrics}
+        state = {k: v for k, v in carry.items() if k.startswith("state.")}
+        ends = {f"totals.{k}": carry[f"metrics.{k}"] for k in _TOTALS}
+        outputs = {k: np.asarray(v) for k, v in self._finish({**state, **params, **shared, **ends}).items()}
+        used = num_distinct(count, phase)
+        return result_of(manifest, job.phase, outputs, totals, num_examples=used, num_steps=steps)
+
+    def _train(self, carry: dict[str, Any], constant: Mapping[str, Any], chunk: Chunk, room: int) -> dict[str, Any]:
+        if self._stepwise is None:
+            x = {**prefixed("batch", {k: v[0] for k, v in chunk.batch.items()}), "mask": chunk.mask[0]}
+            self._stepwise = has_convolution(jax.make_jaxpr(self._programs.step_taken)(carry, constant, x).jaxpr)
+        if self._stepwise:
+            for i in range(chunk.num_steps):
+                x = {**prefixed("batch", {k: v[i] for k, v in chunk.batch.items()}), "mask": chunk.mask[i]}
+                carry = self._step(carry, constant, x)
+            return carry
+        # Filled up to one length, so that chunks of every length share one compiled loop.
+        xs = {**prefixed("batch", chunk.batch), "mask": chunk.mask}
+        xs = {k: _filled(v, room) for k, v in xs.items()}
+        return dict(self._loop(carry, constant, xs, np.int32(chunk.num_steps)))
+
+    def _steps(self, carry: dict[str, Any], constant: Mapping[str, Any], xs: Mapping[str, Any], count: Any) -> Any:
+        def body(i: Any, carry: dict[str, Any]) -> dict[str, Any]:
+            x = {k: jax.lax.dynamic_index_in_dim(v, i, keepdims=False) for k, v in xs.items()}
+            return self._programs.step_taken(carry, constant, x)
+
+        return jax.lax.fori_loop(0, count, body, carry)
+
+
+def has_convolution(jaxpr: Any) -> bool:
+    """Return whether a jaxpr, or any within it, convolves."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            return True
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns") and has_convolution(inner):
+                    return True
+    return False
+
+
+def _filled(array: Any, length: int) -> Any:
+    if len(array) == length:
+        return array
+    out = np.zeros((length, *array.shape[1:]), array.dtype)
+    out[: len(array)] = array
+    return out

@@ -1,0 +1,51 @@
+"""How the devices of a simulation behave in virtual time: how fast they are, and how often one does not finish.
+
+Off by default: every device takes one virtual second and none drops out, so that a learning curve shows the algorithm
+alone. What a device does depends on the seed, on the device and on the round, never on the order of use.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from covey.types.errors import UsageError
+from covey.types.rng import generator
+
+__all__ = ["DevicePopulation"]
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePopulation:
+    """Who takes how long, and who drops out.
+
+    Attributes:
+        dropout: the probability that a selected device gives up during a round.
+        speed_spread: standard deviation of the logarithm of the devices' speeds; 0: all are equally fast. With 0.5,
+            one device in six is more than 1.6 times slower than the median.
+        seconds_per_step: what the median device needs for a step; 0: a session takes one second, whatever it does.
+    """
+
+    dropout: float = 0.0
+    speed_spread: float = 0.0
+    seconds_per_step: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise UsageError("--dropout", expected="a probability of at least 0 and below 1", got=f"{self.dropout:g}")
+        if not (0 <= self.speed_spread <= 5 and 0 <= self.seconds_per_step < np.inf):
+            raise UsageError(
+                "device speeds",
+                expected="a spread from 0 to 5 and seconds of at least 0",
+                got=f"{self.speed_spread:g}, {self.seconds_per_step:g}",
+            )
+
+    def session_s(self, seed: int, device: int, num_steps: int) -> float:
+        """Return how long a device takes for ``num_steps`` steps, in virtual seconds."""
+        slowness = 1.0
+        if self.speed_spread:
+            slowness = float(np.exp(self.speed_spread * generator(seed, "speed", device).standard_normal()))
+        return slowness * (self.seconds_per_step * num_steps or 1.0)
+
+    def drops_out(self, seed: int, device: int, attempt: int) -> bool:
+        """Return whether a device gives up in this attempt at a round."""
+        return self.dropout > 0 and generator(seed, "dropout", device, attempt).random() < self.dropout

@@ -1,0 +1,86 @@
+"""What a run gives: one object that the demo, the simulation and the benchmarks print and write alike."""
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import msgspec
+
+__all__ = ["RoundRow", "RunReport", "accuracy_and_loss", "versions"]
+
+
+class RoundRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One committed round.
+
+    ``accuracy`` is a fraction of the held-out predictions and ``loss`` their mean, None where the round was not
+    evaluated (or the task counts no ``correct``); bytes are payloads, ``seconds`` the time that passed.
+    """
+
+    round: int
+    accuracy: float | None
+    loss: float | None
+    bytes_up: int
+    bytes_down: int
+    selected: int
+    reported: int
+    lost: int
+    seconds: float
+
+
+class RunReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A run, as ``--json`` writes it.
+
+    Attributes:
+        recipe: its name or path.
+        algorithm: the plan's.
+        seed: of the run.
+        mode: ``plain`` or ``secure``.
+        settings: what the run was asked for.
+        versions: of Python and the packages that compute.
+        plan: SHA-256 of the plan.
+        checkpoint: SHA-256 of the last parameters: two runs are the same bits where these are equal.
+        rounds: the committed rounds.
+        target: the accuracy that was asked for, or None.
+        target_round: where the monotone curve crosses it, interpolated; None where it does not.
+        client_steps: local steps of all counted devices.
+        seconds: from the command to the end.
+        bytes_up: of all rounds.
+        bytes_down: of all rounds.
+    """
+
+    recipe: str
+    algorithm: str
+    seed: int
+    mode: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    plan: str
+    checkpoint: str
+    rounds: list[RoundRow]
+    target: float | None
+    target_round: float | None
+    client_steps: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+
+
+def accuracy_and_loss(sums: Mapping[str, float]) -> tuple[float | None, float | None]:
+    """Return ``correct / weight`` and ``loss / weight`` of evaluation sums; None where there is nothing to divide."""
+    weight = sums.get("weight", 0.0)
+    if not weight:
+        return None, None
+    correct = sums.get("correct")
+    return None if correct is None else correct / weight, sums["loss"] / weight
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, Covey and what computes; a package that is not installed is left out."""
+    out = {"python": platform.python_version()}
+    for name in ("covey", "numpy", "onnxruntime", "jax"):
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out
