@@ -1,1 +1,5 @@
-"""The command line, one module per command. Nothing imports it."""
+"""The command line. Each command is a module of its own, imported when it is used."""
+
+from covey.cli.main import main
+
+__all__ = ["main"]

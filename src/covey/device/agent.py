@@ -58,13 +58,15 @@ class AgentEvent:
     """Something worth a line of progress.
 
     ``kind``: ``enrolled``, ``waiting``, ``assigned``, ``training``, ``counted``, ``gave_up``, ``lost``, ``retrying``,
-    ``stopped``. ``round`` is 0 where no round is at hand; ``error`` is set where there is one.
+    ``stopped``. ``round`` is 0 where no round is at hand; ``error`` is set where there is one; ``num_steps`` are those
+    of an update that was counted.
     """
 
     kind: str
     text: str
     round: int = 0
     error: CoveyError | None = None
+    num_steps: int = 0
 
 
 @dataclass(slots=True)
@@ -178,7 +180,9 @@ class DeviceAgent:
             case Counted(round=number, num_examples=examples, num_steps=steps, retry_after_s=after_s):
                 self._num_failures = 0
                 self.summary.counted += 1
-                self._tell("counted", f"round {number}: counted {examples} examples, {steps} steps", number)
+                self._tell(
+                    "counted", f"round {number}: counted {examples} examples, {steps} steps", number, num_steps=steps
+                )
                 return self._pace.as_asked(self._pace.first_s if after_s is None else after_s, self._chance)
             case Waiting(reason=reason, retry_after_s=after_s):
                 self._num_failures = 0
@@ -333,5 +337,7 @@ class DeviceAgent:
         pause_s = self._pace.after_failure(self._num_failures, self._chance)
         return max(pause_s, self._pace.as_asked(error.retry_after_s if error else 0.0, self._chance))
 
-    def _tell(self, kind: str, text: str, number: int = 0, error: CoveyError | None = None) -> None:
-        self._on_event(AgentEvent(kind, text, number, error))
+    def _tell(
+        self, kind: str, text: str, number: int = 0, error: CoveyError | None = None, *, num_steps: int = 0
+    ) -> None:
+        self._on_event(AgentEvent(kind, text, number, error, num_steps))

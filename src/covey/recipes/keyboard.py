@@ -60,6 +60,7 @@ RECIPES = {
         name="keyboard",
         summary="next-character suggestions from Shakespeare's roles (a window model of 37,000 parameters)",
         task=task,
+        examples=EXAMPLES,
         data=data,
         settings=Settings(
             cohort=8,

@@ -121,6 +121,8 @@ def prepare(
     from covey.plans.lowering.build import build_plan, initial_params
 
     task = recipe.task()
+    if task.examples != recipe.examples:
+        raise UsageError(f"recipe {source}", expected="one schema in the recipe and in its task", got="two")
     plan = build_plan(task, local_half(settings), options)
     checkpoint = pack_tensors(initial_params(task, seed), unpack_plan(plan).manifest.params)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from covey.data.dataset import FederatedDataset
+from covey.plans.manifest import ExampleSchema
 from covey.plans.task import Task
 from covey.types.errors import UsageError
 
@@ -70,6 +71,7 @@ class Recipe:
         name: of the recipe.
         summary: one line.
         task: makes the task. JAX is imported in here, not at the top of the file: a cached plan needs none of it.
+        examples: the task's schema, for what is done without JAX: filling a device.
         data: makes the data set for some settings and a seed.
         settings: the defaults.
         lrs: learning rates for other algorithms than the default one.
@@ -78,6 +80,7 @@ class Recipe:
     name: str
     summary: str
     task: Callable[[], Task]
+    examples: ExampleSchema
     data: Callable[[Settings, int], FederatedDataset]
     settings: Settings = field(default_factory=Settings)
     lrs: Mapping[str, float] = field(default_factory=dict)

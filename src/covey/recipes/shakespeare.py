@@ -60,6 +60,7 @@ RECIPES = {
         name="shakespeare-lstm",
         summary="next-character prediction with the paper's LSTM, 1,256 roles (820,000 parameters)",
         task=task,
+        examples=EXAMPLES,
         data=data,
         settings=Settings(lr=1.0, batch_size=10, chunk_steps=5, max_examples=1000, eval_batch_size=50),
         lrs={"fedsgd": 5.0},

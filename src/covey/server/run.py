@@ -18,6 +18,7 @@ from covey.server.service import Service, load_population
 from covey.storage.blobs import storage_errors
 from covey.storage.sqlite import SqliteStorage
 from covey.types.errors import PortInUseError, UsageError
+from covey.wire.messages import RoundSummary
 
 __all__ = ["Listening", "serve"]
 
@@ -33,13 +34,19 @@ class Listening:
     round: int
 
 
-def serve(directory: Path, config: ServerConfig, on_ready: Callable[[Listening], None]) -> None:
+def serve(
+    directory: Path,
+    config: ServerConfig,
+    on_ready: Callable[[Listening], None],
+    on_round: Callable[[RoundSummary], None] = lambda summary: None,
+) -> None:
     """Serve until SIGINT or SIGTERM; then answer who waits, and return.
 
     Args:
         directory: holds the files that ``config`` names; ``authority/``, ``credential.key`` and ``data/`` are made.
         config: what to serve, and how.
         on_ready: called once, when connections are accepted.
+        on_round: gets every round that ends, committed or abandoned.
 
     Raises:
         PortInUseError: something else listens there.
@@ -55,7 +62,7 @@ def serve(directory: Path, config: ServerConfig, on_ready: Callable[[Listening],
         storage = SqliteStorage(directory / "data", keep_checkpoints=config.keep_checkpoints)
         try:
             record = load_population(storage, directory, config)
-            service = Service(record, storage, config, Credentials(key))
+            service = Service(record, storage, config, Credentials(key), on_round=on_round)
             port = listener.getsockname()[1]
             ready = Listening(f"https://{config.host}:{port}", config.population, record.round)
             server = _Server(_uvicorn_config(service, authority), service, lambda: on_ready(ready))

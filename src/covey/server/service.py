@@ -35,7 +35,7 @@ from covey.server.messages import (
 from covey.server.selector import Selector, SelectorSettings
 from covey.storage.interface import PopulationRecord, Storage
 from covey.types.errors import BusyError, CoveyError, NotFoundError, SessionUnknownError, UsageError
-from covey.wire.messages import ComeBack, PopulationStatus
+from covey.wire.messages import ComeBack, PopulationStatus, RoundSummary
 
 __all__ = ["Service", "load_population"]
 
@@ -79,8 +79,18 @@ class Service:
         credentials: Credentials,
         *,
         now_s: Callable[[], float] = time.time,
+        on_round: Callable[[RoundSummary], None] = lambda summary: None,
     ) -> None:
-        """Put the roles together; :meth:`start` begins."""
+        """Put the roles together; :meth:`start` begins.
+
+        Args:
+            record: where the population stands.
+            storage: what the server keeps.
+            config: how it serves.
+            credentials: who may come in.
+            now_s: the clock.
+            on_round: gets every round that ends, on the event loop: it must be quick.
+        """
         population = record.population
         manifest = unpack_plan(storage.blob(record.plan)).manifest
         settings = RoundSettings(**msgspec.structs.asdict(config.round))
@@ -102,6 +112,8 @@ class Service:
         self.max_body_bytes = self._aggregators[0].max_body_bytes
         self._manifest = manifest
         self._storage = storage
+        self._on_round = on_round
+        self._num_told = self.coordinator.summaries
         self._buffers: deque[bytearray] = deque()
         self._num_buffers = 0
         self._shard_of: dict[str, int] = {}
@@ -260,6 +272,10 @@ class Service:
             else:
                 assert kind == "aggregator", f"nobody lives at {kind}"
                 self._post(int(rest.rpartition("/")[2]), envelope.message)
+        if self.coordinator.summaries > self._num_told:
+            for summary in self._storage.rounds(self.population, self._num_told):
+                self._on_round(summary)
+            self._num_told = self.coordinator.summaries
 
     def _answer(self, ticket: str, message: Reply) -> None:
         answer = self._waiting.pop(ticket, None)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from covey.device.batches import Chunk, checked_examples, make_chunks, num_distinct, num_steps
@@ -54,10 +53,9 @@ class JaxTrainer:
         if phase.graph == "gradient":
             constant |= params
         carry = dict(self._begin({**params, **shared}))
-        carry |= {f"metrics.{k}": jnp.float32(0) for k in manifest.metrics}
-        carry["step"] = jnp.uint32(0)
-        # Sent to the engine once, not with every call.
-        constant = {k: jnp.asarray(v) for k, v in constant.items()}
+        carry |= {f"metrics.{k}": np.float32(0) for k in manifest.metrics}
+        carry["step"] = np.uint32(0)
+        constant = jax.device_put(constant)  # handed to the engine once, not with every call
         count = len(next(iter(usable.values())))
         steps = 0
         for chunk in make_chunks(usable, phase, seed=job.seed):

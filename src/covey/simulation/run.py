@@ -58,16 +58,16 @@ class Progress:
     """What happens during a run; override what is of interest."""
 
     def building(self) -> None:
-        """A plan is traced, lowered and checked: some seconds."""
+        """Note that a plan is being traced, lowered and checked: some seconds."""
 
     def starting(self, num_devices: int, num_workers: int, prepared: Prepared) -> None:
-        """The plan is there, the workers are starting."""
+        """Note that the plan is there and the workers are starting."""
 
     def session(self, done: int, total: int) -> None:
-        """So many of a round's sessions are done."""
+        """Note how many of a round's sessions are done."""
 
     def round(self, row: RoundRow) -> None:
-        """A round was committed, and evaluated if it was its turn."""
+        """Note a committed round, evaluated if it was its turn."""
 
 
 def simulate(

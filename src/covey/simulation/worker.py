@@ -14,9 +14,11 @@ from covey.data.dataset import FederatedDataset
 from covey.device.evaluate import Evaluator
 from covey.device.policy import OwnerPolicy
 from covey.device.session import (
+    Counted,
     FetchBlob,
     Finished,
     GaveUp,
+    Lost,
     SendAbandon,
     SendCheckIn,
     SendReport,
@@ -119,13 +121,14 @@ class Worker:
                 case SendAbandon(session=token, message=abandon):
                     self._answer(AbandonArrived("", token, abandon.reason))
                     effect = session.abandoned()
-        outcome = session.outcome
-        if isinstance(outcome, GaveUp):
-            return Ended(outcome.reason, str(outcome.error or ""), 0, 0, bytes_down)
-        error = getattr(outcome, "error", None)
-        if error is not None:
-            return Ended(error.code, str(error), 0, 0, bytes_down)
-        return Ended("", "", getattr(outcome, "num_steps", 0), bytes_up, bytes_down)
+        match effect.outcome:
+            case Counted(num_steps=steps):
+                return Ended(num_steps=steps, bytes_up=bytes_up, bytes_down=bytes_down)
+            case GaveUp(reason=reason, error=failure):
+                return Ended(reason, str(failure or ""), bytes_down=bytes_down)
+            case Lost(error=failure):
+                return Ended(failure.code, str(failure), bytes_down=bytes_down)
+        raise AssertionError("an assignment leads to one of these")
 
     def _answer(self, message: ReportArrived | AbandonArrived) -> Any:
         """Return what the aggregator answers the device; what it tells the coordinator is in :class:`Ended`."""

@@ -1,0 +1,1 @@
+"""``covey demo``: a whole federation on one machine, over HTTPS."""

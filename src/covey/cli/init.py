@@ -1,0 +1,143 @@
+"""``covey init``: everything that a server needs to serve a recipe, and the owner's keys beside it."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from covey.cli.options import settings_from, training_options
+from covey.cli.output import StatusLine
+
+__all__ = ["command", "write_population"]
+
+_CONFIG = """\
+# covey serve --dir {directory}
+population = "{population}"
+host = "{host}"
+port = {port}            # 0 takes a free one
+
+[round]
+goal = {goal}              # reports that close a round
+over_selection = 1.3    # select more, because some devices drop out
+min_fraction = 0.7      # of the goal, enough at the deadline
+report_timeout_s = {report_timeout_s:g}
+max_rounds = {max_rounds}          # 0: go on for ever
+hyper = {{ {hyper} }}
+"""
+
+
+@click.command(
+    "init",
+    epilog="""\b
+Afterwards, in two terminals:
+  covey serve --dir DIR/server
+  covey device run --server https://localhost:8443 --population P --owner-key DIR/owner/owner.pub \\
+      --ca DIR/server/authority/ca.pem --home my-device --accept-plain --min-cohort 1""",
+)
+@click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--recipe", required=True, help="A recipe's name, or a path to your own Python file.")
+@click.option("--population", help="Name of the population; the recipe's name unless told.")
+@click.option("--min-cohort", type=int, default=100, show_default=True, help="The fewest devices in a sum.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=int, default=8443, show_default=True, help="Port; 0 takes a free one.")
+@click.option("--rounds", "max_rounds", type=int, default=0, show_default=True, help="Stop after so many; 0: never.")
+@training_options
+def command(
+    directory: Path,
+    recipe: str,
+    population: str | None,
+    min_cohort: int,
+    host: str,
+    port: int,
+    max_rounds: int,
+    **training: Any,
+) -> None:
+    """Make DIR/owner (the owner's keys) and DIR/server (plan, signature, first model, configuration).
+
+    Devices trust whoever holds DIR/owner/owner.key: keep that folder off the server. A sum over few devices says much
+    about each of them: lower --min-cohort only where that is no harm, as in a trial with devices of your own.
+    """
+    from covey.recipes.recipe import load_recipe
+
+    found = load_recipe(recipe)
+    settings = settings_from(found, training)
+    status = StatusLine()
+    status.show("building and checking the plan ...")
+    made = write_population(
+        directory,
+        recipe,
+        settings,
+        population=population or found.name,
+        min_cohort=min_cohort,
+        host=host,
+        port=port,
+        max_rounds=max_rounds,
+        report_timeout_s=600.0,
+    )
+    status.clear()
+    click.echo(f"plan {made[:12]} for population {population or found.name!r}, signed")
+    click.echo(f"  {directory}/owner    the owner's keys: keep owner.key secret, give owner.pub to devices")
+    click.echo(f"  {directory}/server   covey serve --dir {directory}/server")
+
+
+def write_population(
+    directory: Path,
+    source: str,
+    settings: Any,
+    *,
+    population: str,
+    min_cohort: int,
+    host: str,
+    port: int,
+    max_rounds: int,
+    report_timeout_s: float,
+) -> str:
+    """Write the two folders and return the plan's hash.
+
+    Raises:
+        UsageError: the folder is already in use, or a cohort below ``min_cohort``.
+    """
+    import math
+
+    from covey.plans.manifest import PrivacyTerms
+    from covey.plans.signing import generate_owner_key, private_key_pem, public_key_pem, sign_plan
+    from covey.recipes.prepare import prepare
+    from covey.recipes.recipe import load_recipe
+    from covey.server.authority import write_private
+    from covey.types.errors import UsageError
+
+    owner, server = directory / "owner", directory / "server"
+    if owner.exists() or server.exists():
+        raise UsageError(f"directory {directory}", expected="a new one", got="one with a population in it")
+    if math.ceil(settings.cohort * 0.7) < min_cohort:
+        raise UsageError(
+            "--cohort",
+            expected=f"at least {math.ceil(min_cohort / 0.7)}, because 70 % of it must reach --min-cohort",
+            got=str(settings.cohort),
+            hint="raise --cohort, or lower --min-cohort for a trial with devices of your own",
+        )
+    recipe = load_recipe(source)
+    dataset = recipe.data(settings, 0)
+    terms = PrivacyTerms(min_cohort=min_cohort, n_max=max(1000, 2 * settings.cohort))
+    prepared = prepare(recipe, source, settings, terms, dataset)
+    key = generate_owner_key()
+    owner.mkdir(parents=True)
+    server.mkdir()
+    write_private(owner / "owner.key", private_key_pem(key))
+    (owner / "owner.pub").write_bytes(public_key_pem(key.public_key()))
+    (server / "plan.covey").write_bytes(prepared.plan_bytes)
+    (server / "plan.sig").write_text(sign_plan(key, population, prepared.plan.hash).hex())
+    (server / "checkpoint.bin").write_bytes(prepared.checkpoint)
+    (server / "server.toml").write_text(
+        _CONFIG.format(
+            directory=server,
+            population=population,
+            host=host,
+            port=port,
+            goal=settings.cohort,
+            report_timeout_s=report_timeout_s,
+            max_rounds=max_rounds,
+            hyper=f"lr = {settings.lr!r}" if settings.algorithm == "fedavg" else "",
+        )
+    )
+    return prepared.plan.hash

@@ -1,0 +1,84 @@
+"""Options that several commands share: how a recipe is trained, and where a message goes."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from covey.recipes.recipe import RECIPES, Recipe, Settings
+from covey.types.errors import UsageError
+
+__all__ = ["file_path", "json_option", "read_file", "recipe_argument", "settings_from", "training_options"]
+
+_NAMES = ", ".join(RECIPES)
+
+recipe_argument = click.argument("recipe", metavar="RECIPE")
+
+json_option = click.option(
+    "--json", "json_file", metavar="FILE", help="Write the results as one JSON object; - is stdout."
+)
+
+file_path = click.Path(dir_okay=False, path_type=Path)
+
+
+class _BatchSize(click.ParamType[Any]):
+    name = "B|inf"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.lower() in ("inf", "infinity", "∞"):
+            return "inf"
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a whole number nor inf", param, ctx)
+
+
+_OPTIONS = [
+    click.option("--algorithm", metavar="NAME", help="fedavg or fedsgd."),
+    click.option("--cohort", type=int, metavar="M", help="Devices whose updates make a round."),
+    click.option("--epochs", type=int, metavar="E", help="Passes over a device's examples in a round."),
+    click.option("--batch", "batch_size", type=_BatchSize(), help="Examples in a step; inf: all of a device's."),
+    click.option("--lr", type=float, metavar="X", help="Learning rate."),
+    click.option("--server-lr", type=float, metavar="X", help="What FedAvg multiplies the mean update with."),
+    click.option("--optimizer", metavar="NAME", help="The devices' own: sgd, momentum or adam."),
+    click.option("--max-steps", type=int, metavar="N", help="The most local steps in a round."),
+    click.option(
+        "--partition", metavar="P", help="iid, two-class, dirichlet:ALPHA, writer or role, as the data allow."
+    ),
+    click.option("--clients", "num_clients", type=int, metavar="N", help="How many devices the data are dealt to."),
+]
+
+
+def training_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that replace single values of a recipe's settings."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def settings_from(recipe: Recipe, values: dict[str, Any]) -> Settings:
+    """Return the recipe's settings with what was typed in their place; unset options are None in ``values``.
+
+    The learning rate that was not typed is the one that the recipe names for the algorithm.
+    """
+    typed = {k: v for k, v in values.items() if v is not None}
+    if typed.get("batch_size") == "inf":
+        typed["batch_size"] = None
+    algorithm = typed.get("algorithm", recipe.settings.algorithm)
+    if "lr" not in typed and algorithm in recipe.lrs:
+        typed["lr"] = recipe.lrs[algorithm]
+    return dataclasses.replace(recipe.settings, **typed)
+
+
+def read_file(path: Path, what: str) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise UsageError(f"{what} {path}", expected="a readable file", got=e.strerror or "an error") from e

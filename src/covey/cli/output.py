@@ -1,0 +1,88 @@
+"""What commands print: errors, tables, a line of progress, and JSON."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from covey.types.errors import CoveyError, StorageError
+
+__all__ = ["StatusLine", "bytes_text", "percent", "print_error", "print_table", "write_json"]
+
+
+def print_error(error: CoveyError) -> None:
+    """Print an error on stderr: where, expected, got, hint, and its code for looking it up."""
+    lines = [f"covey: error: {error.where}", f"  expected  {error.expected}", f"  got       {error.got}"]
+    if error.hint:
+        lines.append(f"  hint      {error.hint}")
+    lines.append(f"  code      {error.code} (docs/errors.md)")
+    print("\n".join(lines), file=sys.stderr)
+
+
+def percent(fraction: float | None) -> str:
+    """Return a fraction as a percentage with one decimal, or a dash."""
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def bytes_text(num_bytes: float) -> str:
+    """Return a number of bytes in the largest unit that leaves at least 1: powers of a thousand."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError("unreachable")
+
+
+def print_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+    """Print aligned columns; those in ``right`` are aligned right."""
+    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        click.echo("  " + "  ".join(cells).rstrip())
+
+
+def write_json(value: Any, target: str) -> None:
+    """Write one JSON object to a file, or to stdout where ``target`` is ``-``.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    data = msgspec.json.format(msgspec.json.encode(value), indent=2)
+    if target == "-":
+        click.echo(data.decode())
+        return
+    try:
+        Path(target).write_bytes(data + b"\n")
+    except OSError as e:
+        raise StorageError(
+            f"--json {target}", expected="a file that can be written", got=e.strerror or "an error"
+        ) from e
+
+
+class StatusLine:
+    """One line on the terminal that is overwritten; nothing where stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        self._shown = False
+        self._terminal = sys.stderr.isatty()
+
+    def bar(self, label: str, done: int, total: int) -> None:
+        """Show a progress bar."""
+        width = 24
+        filled = width * done // max(total, 1)
+        self.show(f"{label} [{'#' * filled}{'.' * (width - filled)}] {done}/{total}")
+
+    def show(self, text: str) -> None:
+        """Show a text in place of the former one."""
+        if self._terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+            self._shown = True
+
+    def clear(self) -> None:
+        """Remove the line, so that ordinary output can follow."""
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._shown = False

@@ -1,0 +1,194 @@
+"""``covey plan``: build, look at, check and compare the artifact that devices execute."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from covey.cli.options import file_path, read_file, recipe_argument, settings_from, training_options
+from covey.cli.output import StatusLine, bytes_text, print_table
+
+if TYPE_CHECKING:
+    from covey.plans.manifest import Manifest
+    from covey.plans.plan import Plan
+
+__all__ = ["command"]
+
+_PLAN = click.argument("plan", type=file_path, metavar="PLAN")
+
+
+@click.group("plan")
+def command() -> None:
+    """Build, inspect, check and compare plans: all that a device executes."""
+
+
+@command.command()
+@recipe_argument
+@click.option("-o", "--out", required=True, type=file_path, metavar="FILE", help="Where the plan goes.")
+@click.option("--checkpoint", type=file_path, metavar="FILE", help="Where the first parameters go.")
+@click.option(
+    "--sign-with", type=file_path, metavar="KEY", help="The owner's private key; FILE.sig gets the signature."
+)
+@click.option("--population", metavar="P", help="With --sign-with: the population that may execute the plan.")
+@click.option("--min-cohort", type=int, default=100, show_default=True, help="The fewest devices in a sum.")
+@click.option("--n-max", type=int, default=10_000, show_default=True, help="The most devices selected for a sum.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the first parameters.")
+@training_options
+def build(
+    recipe: str,
+    out: Path,
+    checkpoint: Path | None,
+    sign_with: Path | None,
+    population: str | None,
+    min_cohort: int,
+    n_max: int,
+    seed: int,
+    **training: Any,
+) -> None:
+    """Trace a recipe's task, lower it to ONNX, check every graph against JAX, and write the plan."""
+    from covey.plans.manifest import PrivacyTerms
+    from covey.plans.signing import load_private_key, sign_plan
+    from covey.recipes.prepare import prepare
+    from covey.recipes.recipe import load_recipe
+    from covey.types.errors import UsageError
+
+    if (sign_with is None) != (population is None):
+        raise UsageError("--sign-with and --population", expected="both or neither", got="one")
+    found = load_recipe(recipe)
+    settings = settings_from(found, training)
+    key = load_private_key(read_file(sign_with, "--sign-with"), f"--sign-with {sign_with}") if sign_with else None
+    status = StatusLine()
+    dataset = found.data(settings, seed)
+    prepared = prepare(
+        found, recipe, settings, PrivacyTerms(min_cohort=min_cohort, n_max=n_max), dataset, seed=seed,
+        on_build=lambda: status.show("tracing, lowering and checking against JAX ..."),
+    )  # fmt: skip
+    status.clear()
+    out.write_bytes(prepared.plan_bytes)
+    if checkpoint is not None:
+        checkpoint.write_bytes(prepared.checkpoint)
+    click.echo(f"{out}: {bytes_text(len(prepared.plan_bytes))}, sha256 {prepared.plan.hash}")
+    if key is not None and population is not None:
+        signature = out.with_name(out.name + ".sig")
+        signature.write_text(sign_plan(key, population, prepared.plan.hash).hex())
+        click.echo(f"{signature}: signed for population {population!r}")
+
+
+@command.command()
+@_PLAN
+def inspect(plan: Path) -> None:
+    """Show what a plan holds and what it would have a device do."""
+    from covey.plans.lint import lint_plan
+
+    opened = _open(plan)
+    click.echo(f"{plan}: {bytes_text(opened.num_bytes)}, sha256 {opened.hash}")
+    print_table([(k, v) for k, v in _facts(opened.manifest).items()])
+    click.echo("graphs:")
+    print_table(
+        [("graph", "bytes", "nodes", "operators")]
+        + [
+            (name, f"{len(opened.graphs[name]):,}", f"{sum(summary.ops.values()):,}", " ".join(sorted(summary.ops)))
+            for name, summary in lint_plan(opened).items()
+        ],
+        right=(1, 2),
+    )
+
+
+@command.command()
+@_PLAN
+@click.option("--owner-key", type=file_path, metavar="FILE", help="Check the signature by this public key.")
+@click.option("--population", metavar="P", help="With --owner-key: for this population.")
+@click.option("--signature", type=file_path, metavar="FILE", help="With --owner-key; PLAN.sig unless told.")
+def check(plan: Path, owner_key: Path | None, population: str | None, signature: Path | None) -> None:
+    """Check a plan as a device does: canonical bytes, schema, operators, sums that cannot overflow, signature."""
+    from covey.compression.codec import codec_named
+    from covey.plans.lint import lint_plan
+    from covey.plans.signing import load_public_key, verify_plan
+    from covey.types.errors import PlanSignatureError, UsageError
+
+    if (owner_key is None) != (population is None):
+        raise UsageError("--owner-key and --population", expected="both or neither", got="one")
+    opened = _open(plan)
+    lint_plan(opened)
+    for index, phase in enumerate(opened.manifest.phases):
+        opened.manifest.layout(index)
+        for segment in phase.segments:
+            codec_named(segment.codec)
+    click.echo(f"{plan}: canonical, schema {opened.manifest.schema}, {len(opened.graphs)} graphs of allowed operators")
+    if owner_key is None or population is None:
+        click.echo("signature: not checked (give --owner-key and --population)")
+        return
+    key = load_public_key(read_file(owner_key, "--owner-key"), f"--owner-key {owner_key}")
+    text = read_file(signature or plan.with_name(plan.name + ".sig"), "--signature")
+    try:
+        raw = bytes.fromhex(text.decode("ascii").strip())
+    except ValueError as e:
+        raise PlanSignatureError("--signature", expected="a signature in hex", got="something else") from e
+    verify_plan(key, population, opened.hash, raw)
+    click.echo(f"signature: good, for population {population!r}")
+
+
+@command.command()
+@click.argument("before", type=file_path)
+@click.argument("after", type=file_path)
+def diff(before: Path, after: Path) -> int:
+    """Show what differs between two plans; exit with 1 if anything does."""
+    import msgspec
+
+    old, new = _open(before), _open(after)
+    if old.hash == new.hash:
+        click.echo("identical")
+        return 0
+    rows = [
+        (path, str(a), str(b))
+        for path, a, b in _differences("", msgspec.to_builtins(old.manifest), msgspec.to_builtins(new.manifest))
+    ]
+    print_table([("what", str(before), str(after)), *rows])
+    return 1
+
+
+def _open(path: Path) -> "Plan":
+    from covey.plans.plan import unpack_plan
+
+    return unpack_plan(read_file(path, "plan"))
+
+
+def _facts(m: "Manifest") -> dict[str, str]:
+    terms, query = m.privacy, m.examples.query
+    facts = {
+        "task": m.task,
+        "algorithm": f"{m.algorithm.name} {m.algorithm.settings or ''}".strip(),
+        "parameters": f"{sum(t.size for t in m.params):,} in {len(m.params)} tensors",
+        "examples": f"collection {query.collection!r}, split {query.split!r}, {m.min_examples} to {m.max_examples}",
+    }
+    for f in m.examples.fields:
+        facts[f"  {f.name}"] = f"{f.role}, {f.dtype} {list(f.shape)}: {f.source}"
+    for p in m.phases:
+        facts[f"phase {p.name}"] = (
+            f"batches of {p.batch_size}, {p.epochs} epoch(s), at most {p.max_steps} steps, {p.chunk_steps} in a chunk"
+        )
+        for s in p.segments:
+            facts[f"  sends {s.name}"] = f"{s.length:,} values by {s.codec}, changes up to {s.max_delta:g}"
+    for h in m.hyper:
+        facts[f"per round {h.name}"] = f"{h.default:g} ({h.low:g} to {h.high:g})"
+    facts["metrics"] = ", ".join(m.metrics)
+    facts["privacy"] = (
+        f"mode {terms.mode}, at least {terms.min_cohort} and at most {terms.n_max} devices, weight up to "
+        f"{terms.max_weight}"
+    )
+    facts["budget"] = f"{bytes_text(m.budget.memory_bytes)}, {m.budget.time_s:g} s"
+    wanted = [n for n in ("idle", "charging", "unmetered") if getattr(m.eligibility, n)]
+    facts["when"] = ", ".join(wanted) or "always"
+    facts["built with"] = ", ".join(f"{k} {v}" for k, v in sorted(m.built_with.items()))
+    return facts
+
+
+def _differences(path: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        out = []
+        for key in sorted({*a, *b}):
+            out += _differences(f"{path}.{key}" if path else key, a.get(key, "-"), b.get(key, "-"))
+        return out
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(f"{path}[{i}]", x, y)]
+    return [] if a == b else [(path, a, b)]
