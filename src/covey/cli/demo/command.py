@@ -25,7 +25,7 @@ _LEAST_DEVICES = 8
 
 
 @click.command("demo")
-@click.option("--rounds", type=int, default=100, show_default=True, metavar="N", help="Rounds to train.")
+@click.option("--rounds", type=int, default=60, show_default=True, metavar="N", help="Rounds to train.")
 @click.option("--devices", type=int, default=24, show_default=True, metavar="N", help="Devices, one role each.")
 @click.option("--no-prompt", is_flag=True, help="End without asking for words to complete.")
 @click.option("--dir", "directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",

@@ -9,7 +9,8 @@ from pathlib import Path
 import click
 
 from covey.cli.demo.comparison import Comparison, compare
-from covey.cli.demo.fleet import Child, Fleet
+from covey.cli.demo.filling import NUM_GROUPS, Filling
+from covey.cli.demo.fleet import Fleet
 from covey.cli.device import fill_home
 from covey.cli.init import write_population
 from covey.cli.output import StatusLine, bytes_text, percent, print_table
@@ -27,7 +28,6 @@ from covey.wire.messages import PopulationStatus, RoundSummary
 __all__ = ["RECIPE", "Demo", "DemoReport"]
 
 RECIPE = "keyboard"
-_GROUPS = 4
 _SAMPLE = 10_000
 _POLL_S = 0.1
 _STALLED_S = 60.0
@@ -68,6 +68,7 @@ class Demo:
         self._quiet = quiet
         self._status = StatusLine()
         self._fleet = Fleet(folder)
+        self._filling: Filling | None = None
         self._rows: list[RoundRow] = []
         self._first_round_s = 0.0
 
@@ -76,6 +77,8 @@ class Demo:
 
     def __exit__(self, *error: object) -> None:
         self._status.clear()
+        if self._filling is not None:
+            self._filling.stop()
         self._fleet.close()
 
     def run(self) -> DemoReport:
@@ -85,13 +88,13 @@ class Demo:
             TransportError: a process does not start, or the rounds stand still.
         """
         self._set_up()
-        server = self._start_server()
-        devices = self._start_devices()
+        self._start_server()
+        self._start_devices()
         self._watch()
         self.params = unpack_tensors(self.plan.manifest.params, self._newest())
         self._fleet.look_after()
         restarts = self._fleet.restarts
-        self._fleet.stop(*devices, server)
+        self._fleet.close()
         comparison = self._compare()
         self._print_table(comparison)
         return DemoReport(
@@ -141,7 +144,7 @@ class Demo:
             f"{sum(t.size for t in self.plan.manifest.params):,} parameters; plan {self.plan.hash[:12]}, signed"
         )
 
-    def _start_server(self) -> Child:
+    def _start_server(self) -> None:
         self._status.show("starting the server ...")
         child = self._fleet.start("server", ["serve", "--dir", str(self._server_dir), "--stop-with-stdin"])
         line = self._fleet.wait_for(child, "serving ")
@@ -155,31 +158,31 @@ class Demo:
         self._transport = HttpTransport(self._url, self._ca)
         self._status.clear()
         self._say(f"server on {self._url} (TLS 1.3, an authority made for this run); mode {self._mode}")
-        return child
 
     @property
     def _mode(self) -> str:
         mode = self.plan.manifest.privacy.mode
         return f"{mode}: updates are folded on arrival and never stored, yet not masked" if mode == "plain" else mode
 
-    def _start_devices(self) -> list[Child]:
-        """Fill and start one process of devices after the other: the first ones train while the last are filled."""
-        clients = self._dataset.client_ids
+    def _start_devices(self) -> None:
+        """Fill and start one process of devices after the other, in a thread: the first train while others are filled.
+
+        The smallest come first, so that the first round begins early.
+        """
+        clients = sorted(self._dataset.client_ids, key=self._dataset.num_examples)
         self._homes = {f"device-{i + 1:02d}": client for i, client in enumerate(clients)}
-        names = list(self._homes)
-        size = -(-len(names) // _GROUPS)
-        children = []
-        for start in range(0, len(names), size):
-            group = names[start : start + size]
-            for i, name in enumerate(group, start + 1):
-                self._status.bar("each device stores its own role's lines", i, len(names))
-                train, test = self._dataset.train(self._homes[name]), self._dataset.test(self._homes[name])
-                fill_home(self._folder / "devices" / name, self.plan.manifest.examples, train, test)
-            children.append(self._fleet.start(f"devices-{start // size + 1}", self._device_args(group)))
-        self._status.clear()
-        self._say(f"{len(names)} devices in {len(children)} processes, each with a state directory of its own\n")
+        self._filling = Filling(list(self._homes), self._fill, self._launch)
+        self._filling.start()
+        self._say(f"{len(clients)} devices in {NUM_GROUPS} processes, each with a state directory of its own\n")
         self._say("round  selected  reported  lost  accuracy        up      down  seconds")
-        return children
+
+    def _fill(self, name: str) -> None:
+        fill_home(
+            self._folder / "devices" / name, self.plan.manifest.examples, self._dataset.train(self._homes[name]), {}
+        )
+
+    def _launch(self, number: int, names: list[str]) -> None:
+        self._fleet.start(f"devices-{number}", self._device_args(names))
 
     def _device_args(self, names: list[str]) -> list[str]:
         homes = [part for n in names for part in ("--home", str(self._folder / "devices" / n))]
@@ -196,6 +199,10 @@ class Demo:
         sample = {k: v[rows] for k, v in held_out.items()}
         self._held_out, seen, changed_s = held_out, 0, time.monotonic()
         while True:
+            assert self._filling is not None
+            self._filling.check()
+            if not self._rows:
+                self._status.bar("devices filled and started", self._filling.done, self._num_devices)
             for name in self._fleet.look_after():
                 self._say(f"       ({name} died and was started again)")
             status = self._ask(seen)
@@ -229,6 +236,7 @@ class Demo:
             sums = self.evaluator.evaluate(params, sample)
         except CoveyError:
             pass  # the server was killed meanwhile, or the checkpoint was replaced: the next one is evaluated
+        self._status.clear()
         for summary in status.rounds:
             if summary.status == "committed":
                 newest = summary.checkpoint == status.checkpoint.sha256

@@ -46,7 +46,6 @@ class Fleet:
         self._directory = directory
         self._children: list[Child] = []
         self._lines: queue.Queue[tuple[Child, str]] = queue.Queue()
-        self._closing = False
         self.steps: Counter[str] = Counter()
         self.counted: Counter[str] = Counter()
 
@@ -96,7 +95,7 @@ class Fleet:
             while True:
                 self._take(*self._lines.get_nowait())
         restarted = []
-        for child in self._children:
+        for child in list(self._children):  # another thread may be adding one
             if child.process is not None and child.process.poll() is not None:
                 if child.restarts >= _MOST_RESTARTS:
                     raise TransportError(child.name, expected="a process that lives", got=self._last_words(child))
@@ -105,13 +104,13 @@ class Fleet:
                 self._spawn(child)
         return restarted
 
-    def stop(self, *children: Child) -> None:
-        """End some children: politely, then firmly."""
-        for child in children:
+    def close(self) -> None:
+        """End all children: politely, then firmly."""
+        for child in self._children:
             if child.process is not None and child.process.poll() is None:
                 child.process.terminate()
         until_s = time.monotonic() + _GRACE_S
-        for child in children:
+        for child in self._children:
             if child.process is None:
                 continue
             try:
@@ -121,12 +120,7 @@ class Fleet:
                 child.process.wait()
             if child.process.stdin is not None:
                 child.process.stdin.close()
-            self._children.remove(child)
-
-    def close(self) -> None:
-        """End all children."""
-        self._closing = True
-        self.stop(*self._children)
+        self._children.clear()
 
     def _spawn(self, child: Child) -> None:
         with (self._directory / f"{child.name}.log").open("a") as log:
