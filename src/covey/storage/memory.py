@@ -47,7 +47,7 @@ class MemoryStorage:
 
     def commit_round(self, population: str, summary: RoundSummary, checkpoint: bytes, extra: bytes) -> None:
         """See :class:`Storage`."""
-        old = self._populations[population]
+        old = self._known(population)
         name, extra_name = self.put_blob(checkpoint), self.put_blob(extra) if extra else ""
         self._populations[population] = PopulationRecord(
             population, old.plan, old.signature, old.round + 1, name, extra_name
@@ -56,12 +56,14 @@ class MemoryStorage:
         kept = self._kept[population]
         kept.append((name, extra_name))
         while len(kept) > self._keep:
-            gone = set(kept.popleft()) - {n for pair in kept for n in pair} - {old.plan}
-            for blob in gone:
+            # Another population may need the same bytes.
+            needed = {name for r in self._populations.values() for name in (r.plan, r.checkpoint, r.extra)}
+            for blob in set(kept.popleft()) - {n for pair in kept for n in pair} - needed:
                 self._blobs.pop(blob, None)
 
     def add_summary(self, population: str, summary: RoundSummary) -> None:
         """See :class:`Storage`."""
+        self._known(population)
         self._rounds[population].append(summary)
 
     def rounds(self, population: str, after: int = 0) -> tuple[RoundSummary, ...]:
@@ -70,3 +72,8 @@ class MemoryStorage:
 
     def close(self) -> None:
         """See :class:`Storage`."""
+
+    def _known(self, population: str) -> PopulationRecord:
+        if population not in self._populations:
+            raise StorageError("population", expected="one that was created", got="an unknown name")
+        return self._populations[population]

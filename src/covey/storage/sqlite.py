@@ -89,7 +89,9 @@ class SqliteStorage:
                 (name, extra_name, population),
             )
             self._insert(population, summary, name, extra_name)
-        self._forget_old(population)
+        # The round is safe: a file that cannot be deleted must not make it look as if it had failed.
+        with contextlib.suppress(StorageError):
+            self._forget_old(population)
 
     def add_summary(self, population: str, summary: RoundSummary) -> None:
         """See :class:`Storage`."""
@@ -116,7 +118,7 @@ class SqliteStorage:
         )
 
     def _forget_old(self, population: str) -> None:
-        """Delete checkpoints that nothing needs any more; the commit is already safe."""
+        """Delete checkpoints that nothing needs any more."""
         query = "SELECT checkpoint, extra FROM round WHERE population = ? AND checkpoint != '' ORDER BY sequence DESC"
         with _errors():
             rows = self._db.execute(f"{query} LIMIT 2 OFFSET ?", (population, self._keep)).fetchall()

@@ -1,0 +1,88 @@
+"""The contract suite on the storages that come with Covey, and on broken ones, which it must catch."""
+
+import pytest
+
+from covey.storage.memory import MemoryStorage
+from covey.storage.sqlite import SqliteStorage
+from covey.testing.storage import KEEP_CHECKPOINTS, begin, storage_checks, summary_of
+from covey.types.errors import NotFoundError
+from covey.types.tensors import sha256_hex
+
+by_name = pytest.mark.parametrize("check", storage_checks(), ids=lambda check: check.__name__)
+
+
+@by_name
+def test_memory(check):
+    storage = MemoryStorage(keep_checkpoints=KEEP_CHECKPOINTS)
+    check(lambda: storage)
+
+
+@by_name
+def test_sqlite(check, tmp_path):
+    check(lambda: SqliteStorage(tmp_path, keep_checkpoints=KEEP_CHECKPOINTS))
+
+
+class KeepsAll(MemoryStorage):
+    def __init__(self):
+        super().__init__(keep_checkpoints=1000)
+
+
+class KeepsOne(MemoryStorage):
+    def __init__(self):
+        super().__init__(keep_checkpoints=1)
+
+
+class ForgetsRows(MemoryStorage):
+    def rounds(self, population, after=0):
+        return super().rounds(population, after)[-3:]
+
+
+class MovesWhenAbandoned(MemoryStorage):
+    def add_summary(self, population, summary):
+        self.commit_round(population, summary, b"checkpoint", b"")
+
+
+class CreatesTwice(MemoryStorage):
+    def create(self, record):
+        self._populations.pop(record.population, None)
+        super().create(record)
+
+
+class DropsTheExtra(MemoryStorage):
+    def commit_round(self, population, summary, checkpoint, extra):
+        super().commit_round(population, summary, checkpoint, b"")
+
+
+class InventsBlobs(MemoryStorage):
+    def blob(self, sha256):
+        return self._blobs.get(sha256, b"")
+
+
+@pytest.mark.parametrize(
+    "broken", [KeepsAll, KeepsOne, ForgetsRows, MovesWhenAbandoned, CreatesTwice, DropsTheExtra, InventsBlobs]
+)
+def test_the_suite_catches_a_broken_storage(broken):
+    caught = 0
+    for check in storage_checks():
+        storage = broken()
+        try:
+            check(lambda storage=storage: storage)
+        except (AssertionError, NotFoundError):
+            caught += 1
+    assert 0 < caught < len(storage_checks())
+
+
+def test_the_suite_catches_a_storage_that_forgets_when_it_is_closed():
+    check = next(c for c in storage_checks() if c.__name__ == "the_last_commit_is_there_after_reopening")
+    with pytest.raises(AssertionError, match="reopening gives the last committed round"):
+        check(lambda: MemoryStorage(keep_checkpoints=KEEP_CHECKPOINTS))
+
+
+@pytest.mark.parametrize("make", [lambda path: MemoryStorage(keep_checkpoints=0), None], ids=["memory", "sqlite"])
+def test_the_newest_checkpoint_is_kept_whatever_the_setting(make, tmp_path):
+    storage = make(tmp_path) if make else SqliteStorage(tmp_path, keep_checkpoints=0)
+    begin(storage)
+    for number in (1, 2, 3):
+        storage.commit_round("p", summary_of(number), b"%d" % number, b"")
+        assert storage.blob(sha256_hex(b"%d" % number)) == b"%d" % number
+    storage.close()
