@@ -1,5 +1,6 @@
 """Run a server: open its directory, listen with TLS 1.3, serve until told to stop."""
 
+import asyncio
 import errno
 import socket
 import ssl
@@ -23,6 +24,7 @@ from covey.wire.messages import RoundSummary
 __all__ = ["Listening", "serve"]
 
 _GRACE_S = 3
+_GOODBYE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,19 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.stop()
-        await super().shutdown(sockets)
+        cutting = asyncio.create_task(self._cut_closed())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            cutting.cancel()
+
+    async def _cut_closed(self) -> None:
+        """Cut connections that were closed a moment ago: an idle device does not answer the goodbye that TLS awaits."""
+        while True:
+            closed = [c for c in self.server_state.connections if c.transport.is_closing()]
+            await asyncio.sleep(_GOODBYE_S)
+            for connection in closed:
+                connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.should_exit = True  # uvicorn would raise the signal again afterwards: a wanted stop is no failure

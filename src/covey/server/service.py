@@ -137,9 +137,8 @@ class Service:
         """Stop the clock and the aggregators; their sums die with them."""
         self.stop()
         if self._ticker is not None:
-            self._ticker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._ticker
+            # Not cancelled: wait_for loses a cancellation that meets the event it waits for, as here after stop().
+            await self._ticker
         for mailbox in self._mailboxes:
             mailbox.shutdown(wait=True, cancel_futures=True)
 
@@ -302,7 +301,7 @@ class Service:
             self._dispatch(self._engine.deliver(job.result(), self.now_s()))
 
     async def _keep_time(self) -> None:
-        while True:
+        while not self._stopping:
             self._changed.clear()
             due_s = self._engine.next_deadline_s()
             wait_s = None if due_s is None else max(0.0, due_s - self.now_s())
