@@ -13,7 +13,7 @@ __all__ = ["RoundConfig", "ServerConfig", "load_config"]
 
 
 class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The ``[round]`` table; see :class:`covey.server.coordinator.RoundSettings` for the meaning of each value."""
+    """The ``[round]`` table; see :class:`covey.server.settings.RoundSettings` for the meaning of each value."""
 
     goal: int = 100
     over_selection: float = 1.3

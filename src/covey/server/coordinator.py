@@ -9,7 +9,6 @@ deadline, when at least ``goal * min_fraction`` have; otherwise it is abandoned 
 next round starts from the last committed checkpoint.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -34,50 +33,14 @@ from covey.server.messages import (
     device_address,
     selector_address,
 )
+from covey.server.settings import RoundSettings, check_settings
 from covey.storage.interface import PopulationRecord, Storage, decode_named, encode_named
-from covey.types.errors import CoveyError, LayoutError, UsageError
+from covey.types.errors import CoveyError, LayoutError
 from covey.types.segments import SegmentSum
 from covey.types.tensors import pack_tensors, sha256_hex, unpack_tensors
 from covey.wire.messages import Assignment, BlobRef, RoundSummary
 
 __all__ = ["Coordinator", "CoordinatorState", "RoundSettings"]
-
-
-@dataclass(frozen=True, slots=True)
-class RoundSettings:
-    """How a round goes.
-
-    Attributes:
-        goal: how many reports close a round.
-        over_selection: how many times the goal is selected, because some devices drop out.
-        min_fraction: the fraction of the goal that is enough at the deadline.
-        patience_s: how long to wait for the whole selection once the goal is there.
-        selection_timeout_s: when to give up waiting for devices, and begin again.
-        report_timeout_s: how long devices have for downloading, training and reporting.
-        pause_s: between two rounds.
-        max_rounds: stop after so many committed rounds; 0: never.
-        hyper: per-round values for the devices; the plan's defaults fill the rest.
-    """
-
-    goal: int
-    over_selection: float = 1.3
-    min_fraction: float = 0.7
-    patience_s: float = 1.0
-    selection_timeout_s: float = 300.0
-    report_timeout_s: float = 600.0
-    pause_s: float = 0.0
-    max_rounds: int = 0
-    hyper: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def num_selected(self) -> int:
-        """How many devices a round asks for."""
-        return math.ceil(self.goal * self.over_selection - 1e-9)
-
-    @property
-    def at_least(self) -> int:
-        """How many reports are enough at the deadline."""
-        return max(1, math.ceil(self.goal * self.min_fraction - 1e-9))
 
 
 class CoordinatorState(Enum):
@@ -133,7 +96,7 @@ class Coordinator:
         Raises:
             UsageError: settings that cannot work with the plan.
         """
-        _check(settings, manifest)
+        check_settings(settings, manifest)
         self.population = record.population
         self.round = record.round
         self.state = CoordinatorState.PAUSED
@@ -373,22 +336,3 @@ _PAUSE_AFTER_FAILURE_S = 1.0
 def _checkpoint_ref(data: bytes) -> BlobRef:
     name = sha256_hex(data)
     return BlobRef(sha256=name, num_bytes=len(data), path=f"/v1/checkpoints/{name}")
-
-
-def _check(settings: RoundSettings, manifest: Manifest) -> None:
-    terms = manifest.privacy
-    limits = [
-        (settings.goal >= 1, "goal", "at least 1", settings.goal),
-        (settings.over_selection >= 1, "over_selection", "at least 1", settings.over_selection),
-        (0 < settings.min_fraction <= 1, "min_fraction", "above 0, at most 1", settings.min_fraction),
-        (settings.num_selected <= terms.n_max, "goal", f"a selection of at most {terms.n_max}", settings.num_selected),
-        (
-            settings.at_least >= terms.min_cohort,
-            "goal * min_fraction",
-            f"at least the plan's min_cohort, {terms.min_cohort}",
-            settings.at_least,
-        ),
-    ]
-    for ok, name, expected, got in limits:
-        if not ok:
-            raise UsageError(f"round: {name}", expected=expected, got=str(got))

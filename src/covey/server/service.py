@@ -20,7 +20,7 @@ import msgspec
 from covey.plans.plan import unpack_plan
 from covey.server.aggregator import Aggregator
 from covey.server.config import ServerConfig
-from covey.server.coordinator import Coordinator, CoordinatorState, RoundSettings
+from covey.server.coordinator import Coordinator, CoordinatorState
 from covey.server.credentials import Credentials
 from covey.server.engine import Engine
 from covey.server.messages import (
@@ -33,8 +33,10 @@ from covey.server.messages import (
     selector_address,
 )
 from covey.server.selector import Selector, SelectorSettings
+from covey.server.settings import RoundSettings
 from covey.storage.interface import PopulationRecord, Storage
 from covey.types.errors import BusyError, CoveyError, NotFoundError, SessionUnknownError, UsageError
+from covey.types.tensors import packed_num_bytes
 from covey.wire.messages import ComeBack, PopulationStatus, RoundSummary
 
 __all__ = ["Service", "load_population"]
@@ -47,22 +49,29 @@ def load_population(storage: Storage, directory: Path, config: ServerConfig) -> 
     """Return where the population stands; a new one is made from the files that ``config`` names.
 
     Raises:
-        UsageError: a file that is missing, or a plan other than the one that the population was begun with.
+        UsageError: a file that is missing, a checkpoint of another model, or a plan other than the one that the
+            population was begun with.
         PlanError: the plan is not valid.
     """
-    plan = _read(directory / config.plan)
-    digest = unpack_plan(plan).hash
+    data = _read(directory / config.plan)
+    plan = unpack_plan(data)
     record = storage.load(config.population)
     if record is None:
         signature = _read(directory / config.signature).decode("ascii", "replace").strip()
         checkpoint = _read(directory / config.checkpoint)
-        record = PopulationRecord(config.population, storage.put_blob(plan), signature, 0, storage.put_blob(checkpoint))
+        if len(checkpoint) != (needed := packed_num_bytes(plan.manifest.params)):
+            raise UsageError(
+                f"file {directory / config.checkpoint}",
+                expected=f"the plan's parameters, {needed} bytes",
+                got=f"{len(checkpoint)} bytes",
+            )
+        record = PopulationRecord(config.population, storage.put_blob(data), signature, 0, storage.put_blob(checkpoint))
         storage.create(record)
-    elif record.plan != digest:
+    elif record.plan != plan.hash:
         raise UsageError(
             f"population {config.population!r}",
             expected=f"the plan that it was begun with, {record.plan[:12]}…",
-            got=f"{digest[:12]}… in {directory / config.plan}",
+            got=f"{plan.hash[:12]}… in {directory / config.plan}",
             hint="give the new plan a population, or a directory, of its own",
         )
     return record

@@ -1,0 +1,86 @@
+"""How a round goes: the settings, and the check that they can work with a plan."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from covey.plans.manifest import Manifest
+from covey.types.errors import UsageError
+
+__all__ = ["RoundSettings", "check_settings"]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSettings:
+    """How a round goes.
+
+    Attributes:
+        goal: how many reports close a round.
+        over_selection: how many times the goal is selected, because some devices drop out.
+        min_fraction: the fraction of the goal that is enough at the deadline.
+        patience_s: how long to wait for the whole selection once the goal is there.
+        selection_timeout_s: when to give up waiting for devices, and begin again.
+        report_timeout_s: how long devices have for downloading, training and reporting.
+        pause_s: between two rounds.
+        max_rounds: stop after so many committed rounds; 0: never.
+        hyper: per-round values for the devices; the plan's defaults fill the rest.
+    """
+
+    goal: int
+    over_selection: float = 1.3
+    min_fraction: float = 0.7
+    patience_s: float = 1.0
+    selection_timeout_s: float = 300.0
+    report_timeout_s: float = 600.0
+    pause_s: float = 0.0
+    max_rounds: int = 0
+    hyper: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def num_selected(self) -> int:
+        """How many devices a round asks for."""
+        return math.ceil(self.goal * self.over_selection - 1e-9)
+
+    @property
+    def at_least(self) -> int:
+        """How many reports are enough at the deadline."""
+        return max(1, math.ceil(self.goal * self.min_fraction - 1e-9))
+
+
+def check_settings(settings: RoundSettings, manifest: Manifest) -> None:
+    """Raise UsageError for settings that cannot work with a plan.
+
+    A value that is no number, a selection that could overflow a sum, a goal that could open a sum of too few devices,
+    or a per-round value that every device would refuse.
+    """
+    _check_ranges(settings)
+    terms = manifest.privacy
+    _require(
+        settings.num_selected <= terms.n_max, "goal", f"a selection of at most {terms.n_max}", settings.num_selected
+    )
+    _require(
+        settings.at_least >= terms.min_cohort,
+        "goal * min_fraction",
+        f"at least the plan's min_cohort, {terms.min_cohort}",
+        settings.at_least,
+    )
+    bounds = {h.name: h for h in manifest.hyper}
+    for name, value in settings.hyper.items():
+        _require(name in bounds, "hyper", f"names among {', '.join(bounds) or 'none'}", name)
+        low, high = bounds[name].low, bounds[name].high
+        _require(low <= value <= high, f"hyper.{name}", f"{low:g} to {high:g}, the plan's bounds", value)
+
+
+def _check_ranges(settings: RoundSettings) -> None:
+    _require(settings.goal >= 1, "goal", "at least 1", settings.goal)
+    _require(1 <= settings.over_selection < math.inf, "over_selection", "at least 1", settings.over_selection)
+    _require(0 < settings.min_fraction <= 1, "min_fraction", "above 0, at most 1", settings.min_fraction)
+    _require(settings.max_rounds >= 0, "max_rounds", "at least 0", settings.max_rounds)
+    for name in ("patience_s", "selection_timeout_s", "report_timeout_s", "pause_s"):
+        value = getattr(settings, name)
+        _require(0 <= value < math.inf, name, "a number of seconds, at least 0", value)
+
+
+def _require(holds: bool, name: str, expected: str, got: object) -> None:
+    if not holds:
+        raise UsageError(f"round: {name}", expected=expected, got=str(got))
