@@ -7,7 +7,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from covey.plans.lowering.graph import Graph, Value
-from covey.plans.lowering.registry import lowers, out_dtype, out_shape
+from covey.plans.lowering.registry import lowers, out_dtype, out_shape, unsupported
 
 
 @lowers("dot_general")
@@ -15,9 +15,12 @@ def dot_general(graph: Graph, eqn: JaxprEqn, a: Value, b: Value) -> Value:
     """Contract axes of two tensors; without batch axes as one Gemm, whose flags spare the transpositions."""
     (contract_a, contract_b), (batch_a, _) = eqn.params["dimension_numbers"]
     dtype = out_dtype(eqn)
-    a, b = graph.cast(a, dtype), graph.cast(b, dtype)
+    if dtype == np.bool_:
+        raise unsupported(eqn, "on bool", "convert to float32 or int32 first")
+    wide = np.dtype(np.int32) if dtype.itemsize == 1 else dtype  # MatMul has no int8; modulo 2^8 the result is the same
+    a, b = graph.cast(a, wide), graph.cast(b, wide)
     if batch_a or dtype != np.float32:
-        return _batched(graph, eqn, a, b)
+        return graph.cast(_batched(graph, eqn, a, b), dtype)
     plain = len(b.shape) == 2 and tuple(contract_b) == (0,) and tuple(contract_a) == (len(a.shape) - 1,)
     if plain and len(a.shape) > 2:
         return graph.op("MatMul", [a, b], out_shape(eqn), dtype)

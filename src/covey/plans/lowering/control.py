@@ -22,8 +22,7 @@ _CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 
 @lowers(
-    "jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call",
-    "custom_vjp_call_jaxpr", "custom_lin",
+    "jit", "pjit", "closed_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
     narrow=True,
 )  # fmt: skip
 def call(graph: Graph, eqn: JaxprEqn, *inputs: Value) -> list[Value]:

@@ -125,6 +125,8 @@ def divide(graph: Graph, eqn: JaxprEqn, a: Value, b: Value) -> Value:
     number = b.scalar()
     if number and np.issubdtype(a.dtype, np.floating) and math.isfinite(number) and np.isfinite(np.float32(1 / number)):
         return multiply(graph, eqn, a, graph.const((np.ones((), a.dtype) / b.known).astype(a.dtype)))
+    if a.dtype == np.int32 and number in (None, -1):  # -2^31 / -1 overflows, which stops the whole process
+        return graph.cast(arithmetic(graph, "Div", graph.cast(a, np.int64), graph.cast(b, np.int64)), np.int32)
     return arithmetic(graph, "Div", a, b)
 
 
@@ -343,8 +345,7 @@ def reduce_precision(graph: Graph, eqn: JaxprEqn, x: Value) -> Value:
 
 
 @lowers(
-    "copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "device_put", "sharding_constraint", "pvary",
-    narrow=True,
+    "copy", "copy_p", "stop_gradient", "optimization_barrier", "name", "device_put", "sharding_constraint", narrow=True
 )  # fmt: skip
 def identity(graph: Graph, eqn: JaxprEqn, *inputs: Value) -> list[Value]:
     """Pass the values through."""

@@ -168,12 +168,15 @@ def _filler(given: float | None, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
 
 
 _REDUCTIONS = {"scatter": "none", **{f"scatter{dash}{r}": r for dash in "-_" for r in ("add", "mul", "min", "max")}}
+_REDUCTIONS |= {"scatter-sub": "add", "scatter_sub": "add"}  # of the negated updates
 
 
 @lowers(*_REDUCTIONS)
 def scatter(graph: Graph, eqn: JaxprEqn, x: Value, starts: Value, updates: Value) -> Value:
     """Write or combine windows at computed places; windows that are not inside are dropped or clamped."""
     p, d = eqn.params, eqn.params["dimension_numbers"]
+    if eqn.primitive.name.endswith("sub"):
+        updates = arithmetic(graph, "Neg", updates)
     dropped = {int(a) for a in (*d.inserted_window_dims, *d.operand_batching_dims)}
     kept = [a for a in range(len(x.shape)) if a not in dropped]
     window_axes = dict(zip(kept, map(int, d.update_window_dims), strict=True))

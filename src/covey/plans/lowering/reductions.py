@@ -9,7 +9,7 @@ from jax.extend.core import JaxprEqn
 from covey.plans.lowering.elementwise import arithmetic, compare, like, log1p, select
 from covey.plans.lowering.graph import Graph, Value
 from covey.plans.lowering.registry import lowers, out_dtype, out_shape, tensor_shape, unsupported
-from covey.plans.lowering.shapes import pad_axes
+from covey.plans.lowering.shapes import join, pad_axes, slice_axes
 
 
 def reduce(graph: Graph, op: str, x: Value, axes: Sequence[int]) -> Value:
@@ -29,8 +29,8 @@ def _aligned(graph: Graph, eqn: JaxprEqn, x: Value) -> Value:
 
 
 def _integer_safe(graph: Graph, op: str, x: Value, axes: Sequence[int]) -> Value:
-    """Reduce; the small integer types that reductions lack go through int64, which wraps the same way."""
-    if x.dtype.name in ("uint32", "uint8", "int8"):
+    """Reduce; integer types that reductions lack go through int64, and so do sums of int32, which would not wrap."""
+    if x.dtype.name in ("uint32", "uint8", "int8") or (op == "ReduceSum" and x.dtype == np.int32):
         return graph.cast(reduce(graph, op, graph.cast(x, np.int64), axes), x.dtype)
     return reduce(graph, op, x, axes)
 
@@ -59,8 +59,25 @@ lowers("reduce_min", narrow=True)(_extremum("ReduceMin"))
 
 @lowers("reduce_prod")
 def reduce_prod(graph: Graph, eqn: JaxprEqn, x: Value) -> Value:
-    """Multiply along axes."""
-    return _integer_safe(graph, "ReduceProd", x, eqn.params["axes"])
+    """Multiply along axes; integers in pairs, for onnxruntime's ReduceProd does not wrap them."""
+    axes = list(map(int, eqn.params["axes"]))
+    if x.dtype.kind in "iu":
+        for axis in axes:
+            while x.shape[axis] > 1:
+                x = _halved(graph, x, axis)
+    return _integer_safe(graph, "ReduceProd", x, axes)
+
+
+def _halved(graph: Graph, x: Value, axis: int) -> Value:
+    """Multiply the first half along an axis by the second; a last element without a partner stays."""
+    n, half = x.shape[axis], x.shape[axis] // 2
+
+    def part(start: int, stop: int) -> Value:
+        lows = [start if d == axis else 0 for d in range(len(x.shape))]
+        return slice_axes(graph, x, lows, [stop if d == axis else size for d, size in enumerate(x.shape)])
+
+    pairs = arithmetic(graph, "Mul", part(0, half), part(half, 2 * half))
+    return join(graph, [pairs, part(2 * half, n)], axis) if n % 2 else pairs
 
 
 def _logical(op: str) -> Callable[..., Value]:

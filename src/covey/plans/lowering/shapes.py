@@ -11,15 +11,13 @@ from covey.plans.lowering.registry import lowers, out_dtype, out_shape, tensor_s
 _FIRST = -(2**31)  # "before the first element" for a Slice that walks backwards
 
 
-@lowers("broadcast_in_dim", "broadcast_to", narrow=True)
+@lowers("broadcast_in_dim", narrow=True)
 def broadcast_in_dim(graph: Graph, eqn: JaxprEqn, x: Value, *dynamic: Value) -> Value:
     """Insert axes of length 1 and leave the rest to NumPy broadcasting."""
     if x.shape == ():
         return x
     shape = [1] * len(out_shape(eqn))
     source = tensor_shape(eqn.invars[0].aval)
-    if eqn.primitive.name == "broadcast_to":
-        return x
     padded = (1,) * (len(source) - len(x.shape)) + x.shape
     axes = list(map(int, eqn.params["broadcast_dimensions"]))
     axes += range(len(shape) - (len(source) - len(axes)), len(shape))  # a typed key brings its words along
@@ -36,9 +34,9 @@ def reshape(graph: Graph, eqn: JaxprEqn, x: Value) -> Value:
     return graph.reshape(graph.full(x, tensor_shape(eqn.invars[0].aval)), out_shape(eqn))
 
 
-@lowers("squeeze", "expand_dims")
+@lowers("squeeze")
 def squeeze(graph: Graph, eqn: JaxprEqn, x: Value) -> Value:
-    """Drop or insert axes of length 1."""
+    """Drop axes of length 1."""
     return graph.reshape(x, out_shape(eqn))
 
 
