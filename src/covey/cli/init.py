@@ -99,6 +99,7 @@ def write_population(
     """
     import math
 
+    from covey.device.files import storage_errors
     from covey.plans.manifest import PrivacyTerms
     from covey.plans.signing import generate_owner_key, private_key_pem, public_key_pem, sign_plan
     from covey.recipes.prepare import prepare
@@ -121,23 +122,24 @@ def write_population(
     terms = PrivacyTerms(min_cohort=min_cohort, n_max=max(1000, 2 * settings.cohort))
     prepared = prepare(recipe, source, settings, terms, dataset)
     key = generate_owner_key()
-    owner.mkdir(parents=True)
-    server.mkdir()
-    write_private(owner / "owner.key", private_key_pem(key))
-    (owner / "owner.pub").write_bytes(public_key_pem(key.public_key()))
-    (server / "plan.covey").write_bytes(prepared.plan_bytes)
-    (server / "plan.sig").write_text(sign_plan(key, population, prepared.plan.hash).hex())
-    (server / "checkpoint.bin").write_bytes(prepared.checkpoint)
-    (server / "server.toml").write_text(
-        _CONFIG.format(
-            directory=server,
-            population=population,
-            host=host,
-            port=port,
-            goal=settings.cohort,
-            report_timeout_s=report_timeout_s,
-            max_rounds=max_rounds,
-            hyper=f"lr = {settings.lr!r}" if settings.algorithm == "fedavg" else "",
+    with storage_errors(f"directory {directory}"):
+        owner.mkdir(parents=True)
+        server.mkdir()
+        write_private(owner / "owner.key", private_key_pem(key))
+        (owner / "owner.pub").write_bytes(public_key_pem(key.public_key()))
+        (server / "plan.covey").write_bytes(prepared.plan_bytes)
+        (server / "plan.sig").write_text(sign_plan(key, population, prepared.plan.hash).hex())
+        (server / "checkpoint.bin").write_bytes(prepared.checkpoint)
+        (server / "server.toml").write_text(
+            _CONFIG.format(
+                directory=server,
+                population=population,
+                host=host,
+                port=port,
+                goal=settings.cohort,
+                report_timeout_s=report_timeout_s,
+                max_rounds=max_rounds,
+                hyper=f"lr = {settings.lr!r}" if settings.algorithm == "fedavg" else "",
+            )
         )
-    )
     return prepared.plan.hash

@@ -8,7 +8,8 @@ from typing import Any
 import click
 import msgspec
 
-from covey.types.errors import CoveyError, StorageError
+from covey.device.files import storage_errors
+from covey.types.errors import CoveyError
 
 __all__ = ["StatusLine", "bytes_text", "percent", "print_error", "print_table", "write_json"]
 
@@ -48,18 +49,14 @@ def write_json(value: Any, target: str) -> None:
     """Write one JSON object to a file, or to stdout where ``target`` is ``-``.
 
     Raises:
-        StorageError: the file cannot be written.
+        StorageFullError, StorageError: the file cannot be written.
     """
     data = msgspec.json.format(msgspec.json.encode(value), indent=2)
     if target == "-":
         click.echo(data.decode())
         return
-    try:
+    with storage_errors(f"--json {target}"):
         Path(target).write_bytes(data + b"\n")
-    except OSError as e:
-        raise StorageError(
-            f"--json {target}", expected="a file that can be written", got=e.strerror or "an error"
-        ) from e
 
 
 class StatusLine:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covey.cli.options import file_path, read_file, recipe_argument, settings_from, training_options
+from covey.cli.options import file_path, read_file, recipe_argument, settings_from, training_options, write_file
 from covey.cli.output import StatusLine, bytes_text, print_table
 
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ def build(
         on_build=lambda: status.show("tracing, lowering and checking against JAX ..."),
     )  # fmt: skip
     status.clear()
-    out.write_bytes(prepared.plan_bytes)
+    write_file(out, prepared.plan_bytes)
     if checkpoint is not None:
-        checkpoint.write_bytes(prepared.checkpoint)
+        write_file(checkpoint, prepared.checkpoint)
     click.echo(f"{out}: {bytes_text(len(prepared.plan_bytes))}, sha256 {prepared.plan.hash}")
     if key is not None and population is not None:
         signature = out.with_name(out.name + ".sig")
-        signature.write_text(sign_plan(key, population, prepared.plan.hash).hex())
+        write_file(signature, sign_plan(key, population, prepared.plan.hash).hex().encode())
         click.echo(f"{signature}: signed for population {population!r}")
 
 
@@ -189,6 +189,6 @@ def _differences(path: str, a: Any, b: Any) -> list[tuple[str, Any, Any]]:
         for key in sorted({*a, *b}):
             out += _differences(f"{path}.{key}" if path else key, a.get(key, "-"), b.get(key, "-"))
         return out
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(f"{path}[{i}]", x, y)]
     return [] if a == b else [(path, a, b)]

@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
 from covey.data.dataset import FederatedDataset
+from covey.device.files import storage_errors
 from covey.plans.manifest import PrivacyTerms
 from covey.recipes.prepare import Prepared, prepare
 from covey.recipes.recipe import Recipe, Settings, load_recipe
@@ -105,7 +106,7 @@ def simulate(
     num_workers = min(num_workers, rounds.num_selected)
     key = public_bytes(owner_key(options.seed))
     setup = Setup(source, dataclasses.replace(built, trainer=settings.trainer), options.seed, prepared.plan_bytes, key)
-    with WorkerPool(num_workers, setup) as pool, _run_dir(options.out, prepared) as run_dir:
+    with WorkerPool(num_workers, setup) as pool, contextlib.closing(_RunDir(options.out, prepared)) as run_dir:
         progress.starting(len(dataset.client_ids), num_workers, prepared)
         held_out = _pieces(dataset, prepared.plan.manifest.eval_batch_size)
         pool.ready()
@@ -121,31 +122,41 @@ def simulate(
             on_session=progress.session,
         )
         rows = _run(federation, pool, options, held_out, progress, run_dir, started_s)
-        checkpoint = federation.checkpoint
-    evaluated = [r for r in rows if r.accuracy is not None]
-    accuracies = [r.accuracy or 0.0 for r in evaluated]
-    target = options.target
-    report = RunReport(
+        report = _report(source, settings, options, prepared, federation, rows, started_s)
+        run_dir.finish(report, federation.checkpoint)
+    return report
+
+
+def _report(
+    source: str,
+    settings: Settings,
+    options: SimulationOptions,
+    prepared: Prepared,
+    federation: Federation,
+    rows: list[RoundRow],
+    started_s: float,
+) -> RunReport:
+    evaluated = [(r.round, r.accuracy) for r in rows if r.accuracy is not None]
+    reached = None
+    if options.target is not None:
+        reached = target_round([n for n, _ in evaluated], [a for _, a in evaluated], options.target)
+    return RunReport(
         recipe=source,
         algorithm=settings.algorithm,
         seed=options.seed,
-        mode=terms.mode,
-        settings={**dataclasses.asdict(settings), "workers": num_workers},
+        mode=prepared.plan.manifest.privacy.mode,
+        settings=dataclasses.asdict(settings),
         versions=versions(),
         plan=prepared.plan.hash,
-        checkpoint=sha256_hex(checkpoint),
+        checkpoint=sha256_hex(federation.checkpoint),
         rounds=rows,
-        target=target,
-        target_round=None if target is None else target_round([r.round for r in evaluated], accuracies, target),
+        target=options.target,
+        target_round=reached,
         client_steps=federation.num_steps,
         seconds=time.monotonic() - started_s,
         bytes_up=sum(r.bytes_up for r in rows),
         bytes_down=sum(r.bytes_down for r in rows),
     )
-    if options.out is not None:
-        (options.out / "checkpoint.params").write_bytes(checkpoint)
-        (options.out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
-    return report
 
 
 def _run(
@@ -250,23 +261,28 @@ def _rounds(settings: Settings, options: SimulationOptions, num_devices: int) ->
 
 
 class _RunDir:
-    """The folder of a run; rounds are written as they happen, so that a run that is cut short leaves its curve."""
+    """The folder of a run, or none. Rounds are written as they happen: a run that is cut short leaves its curve."""
 
-    def __init__(self, folder: Path | None) -> None:
-        self._file = None if folder is None else (folder / "rounds.jsonl").open("wb")
+    def __init__(self, folder: Path | None, prepared: Prepared) -> None:
+        self._folder = folder
+        self._rounds: BinaryIO | None = None
+        if folder is not None:
+            with storage_errors(f"--out {folder}"):
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "plan.covey").write_bytes(prepared.plan_bytes)
+                self._rounds = (folder / "rounds.jsonl").open("wb", buffering=0)
 
     def add(self, row: RoundRow) -> None:
-        if self._file is not None:
-            self._file.write(msgspec.json.encode(row) + b"\n")
-            self._file.flush()
+        if self._rounds is not None:
+            with storage_errors(f"--out {self._folder}"):
+                self._rounds.write(msgspec.json.encode(row) + b"\n")
+
+    def finish(self, report: RunReport, checkpoint: bytes) -> None:
+        if self._folder is not None:
+            with storage_errors(f"--out {self._folder}"):
+                (self._folder / "checkpoint.params").write_bytes(checkpoint)
+                (self._folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-def _run_dir(out: Path | None, prepared: Prepared) -> Any:
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "plan.covey").write_bytes(prepared.plan_bytes)
-    return contextlib.closing(_RunDir(out))
+        if self._rounds is not None:
+            self._rounds.close()

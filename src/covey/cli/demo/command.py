@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import click
 
 from covey.cli.options import json_option
+from covey.device.files import storage_errors
+from covey.types.errors import UsageError
 
 if TYPE_CHECKING:
     from covey.cli.demo.federation import Demo
@@ -40,7 +42,6 @@ def command(rounds: int, devices: int, no_prompt: bool, directory: Path | None, 
     """
     from covey.cli.demo.federation import Demo
     from covey.cli.output import write_json
-    from covey.types.errors import UsageError
 
     if rounds < 1:
         raise UsageError("--rounds", expected="at least 1", got=str(rounds))
@@ -75,7 +76,10 @@ def _prompt(demo: "Demo") -> None:
 @contextlib.contextmanager
 def _directory(given: Path | None) -> Iterator[Path]:
     if given is not None:
-        given.mkdir(parents=True, exist_ok=True)
+        with storage_errors(f"--dir {given}"):
+            given.mkdir(parents=True, exist_ok=True)
+            if any(given.iterdir()):
+                raise UsageError("--dir", expected="a new or empty directory", got=str(given))
         yield given.resolve()
         return
     with tempfile.TemporaryDirectory(prefix="covey-demo-", ignore_cleanup_errors=True) as made:
