@@ -1,4 +1,4 @@
-"""Lower a function, run the graph on onnxruntime, and compare with JAX: what all tests of the lowering have in common."""
+"""Lower a function, run the graph on onnxruntime, and compare with JAX: what these tests have in common."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covey.plans.lint import lint_graph
-from covey.plans.lowering import Agreement, compare, count_roundings, lower
-
+from covey.plans.lowering import compare, count_roundings, lower, run_model
 
 _FAST_TO_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -32,14 +31,18 @@ def structs_of(inputs: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]
     return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in inputs.items()}
 
 
-def agree(fn: Callable[..., Any], *arrays: Any, also: Any = ()) -> list[Agreement]:
-    """Check that the graph of ``fn`` passes the lint and agrees with JAX on ``arrays`` and on each tuple in ``also``."""
+def agree(fn: Callable[..., Any], *arrays: Any, also: Any = ()) -> dict[str, np.ndarray]:
+    """Check that the graph of ``fn`` passes the lint and agrees with JAX; return what the graph gives.
+
+    The samples are ``arrays`` and each tuple in ``also``.
+    """
     samples = [inputs_of(a) for a in (arrays, *also)]
     structs, run = structs_of(samples[0]), named(fn)
     model = lower(run, structs, name="test")
     lint_graph(model, "test.onnx")
     compiled = jax.jit(run, compiler_options=_FAST_TO_COMPILE)
-    return compare(model, compiled, samples, num_roundings=count_roundings(run, structs))
+    compare(model, compiled, samples, num_roundings=count_roundings(run, structs))
+    return run_model(model, samples[0])
 
 
 def agree_on_gradients(fn: Callable[..., Any], *arrays: Any) -> None:
@@ -53,10 +56,8 @@ def agree_on_gradients(fn: Callable[..., Any], *arrays: Any) -> None:
             out += jnp.sum(leaf * weights)
         return out
 
-    gradient = jax.grad(total, floats)
-    for part in gradient(*arrays):
-        assert np.any(np.asarray(part) != 0), "a gradient of zeros would agree with anything"
-    agree(gradient, *arrays)
+    for name, part in agree(jax.grad(total, floats), *arrays).items():
+        assert np.any(part != 0), f"{name}: a gradient of zeros would agree with anything"
 
 
 def reals(*shape: int, seed: int = 0) -> np.ndarray:

@@ -19,10 +19,10 @@ TINY = (X * 1e-6).astype(np.float32)
 HUGE = (X * 20).astype(np.float32)
 HALVES = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 0.49999997, -0.49999997, 7.3, 1e9, 0.0, -3.0], np.float32)
 ODD = np.array([-np.inf, -1.0, -0.0, 0.0, 1.0, np.inf, np.nan, 2.5, -2.5, 1e-30, 1e30, 3.0], np.float32)
-I, J = whole(3, 4), whole(3, 4, seed=1)
+N, M = whole(3, 4), whole(3, 4, seed=1)
 U = np.random.Generator(np.random.Philox(key=2)).integers(0, 2**32, (3, 4), np.uint32)
 BYTES = whole(3, 4, low=0, high=256).astype(np.uint8)
-B, C = I > 0, J > 0
+B, C = N > 0, M > 0
 KEY = np.array([3, 5], np.uint32)
 IMAGE = reals(2, 3, 7, 6)
 KERNEL = reals(4, 3, 3, 2, seed=1)
@@ -39,6 +39,10 @@ def window(reducer, start):
 
 def at(method, **options):
     return lambda x, i, v: getattr(jnp.asarray(x).at[i], method)(v, **options)
+
+
+def loop(reverse=False):
+    return lambda x: lax.scan(lambda c, r: (c * 0.5 + r, jnp.sin(c)), jnp.ones(4), x, reverse=reverse)
 
 
 def closed_call(x):
@@ -60,7 +64,7 @@ sine.defjvp(lambda x, t: (jnp.sin(*x), t[0] * jnp.cos(*x)))
 cosine.defvjp(lambda x: (jnp.cos(x), x), lambda x, g: (-g * jnp.sin(x),))
 
 UNARY = {
-    "abs": (lax.abs, X, ODD, I),
+    "abs": (lax.abs, X, ODD, N),
     "acos": (lax.acos, UNIT),
     "acosh": (lax.acosh, POSITIVE + 1),
     "asin": (lax.asin, UNIT),
@@ -87,8 +91,9 @@ UNARY = {
     "log1p": (lax.log1p, POSITIVE, TINY, UNIT, ODD),
     "logistic": (lax.logistic, X, HUGE),
     "name": (lambda x: checkpoint_name(x, "a name"), X),
-    "neg": (lax.neg, X, I, U),
-    "not": (lax.bitwise_not, B, I, U),
+    "neg": (lax.neg, X, N, U),
+    "nextafter": (lambda x: x + lax.nextafter(np.float32(1), np.float32(np.inf)), X),
+    "not": (lax.bitwise_not, B, N, U),
     "optimization_barrier": (lax.optimization_barrier, X),
     "reduce_precision": (lambda x: lax.reduce_precision(x, 8, 23), X),
     "round": (lambda x: (lax.round(x, lax.RoundingMethod(0)), lax.round(x, lax.RoundingMethod(1))), HALVES, ODD[:6]),
@@ -97,11 +102,11 @@ UNARY = {
         lambda x: lax.with_sharding_constraint(x, jax.sharding.SingleDeviceSharding(jax.devices()[0])),
         X,
     ),
-    "sign": (lax.sign, X, ODD[:6], I),
+    "sign": (lax.sign, X, ODD[:6], N),
     "sin": (lax.sin, X),
     "sinh": (lax.sinh, X),
     "sqrt": (lax.sqrt, POSITIVE, ODD),
-    "square": (lax.square, X, I),
+    "square": (lax.square, X, N),
     "stop_gradient": (lax.stop_gradient, X),
     "tan": (lax.tan, UNIT),
     "tanh": (lax.tanh, X, HUGE, TINY),
@@ -111,16 +116,16 @@ UNARY = {
 ROWS = {
     "add": [(lax.add, X, UNIT), (lax.add, U, U[::-1]), (lax.add, BYTES, BYTES)],
     "add_any": [(jax.grad(lambda x: jnp.sum(x * jnp.sin(x))), X)],
-    "and": [(lax.bitwise_and, B, C), (lax.bitwise_and, I, J), (lax.bitwise_and, U, U[::-1])],
-    "argmax": [(lambda x: lax.argmax(x, 1, jnp.int32), a) for a in (X, I % 2, U, B)],
-    "argmin": [(lambda x: lax.argmin(x, 0, jnp.int32), a) for a in (X, I % 2, U, BYTES)],
+    "and": [(lax.bitwise_and, B, C), (lax.bitwise_and, N, M), (lax.bitwise_and, U, U[::-1])],
+    "argmax": [(lambda x: lax.argmax(x, 1, jnp.int32), a) for a in (X, N % 2, U, B)],
+    "argmin": [(lambda x: lax.argmin(x, 0, jnp.int32), a) for a in (X, N % 2, U, BYTES)],
     "atan2": [(lax.atan2, X, X[::-1]), (lax.atan2, np.float32([0, 0, 1, -1, -1]), np.float32([-1, 1, 0, 0, -1]))],
     "bitcast_convert_type": [
         (lambda x: lax.bitcast_convert_type(x, jnp.int32), U),
         (lambda k: jax.random.uniform(key(k), (3,)), KEY),
     ],
     "broadcast_in_dim": [(lambda x: lax.broadcast_in_dim(x, (2, 3, 5, 4), (1, 3)), X)],
-    "clamp": [(lax.clamp, np.float32(-0.5), X, np.float32(0.7)), (lax.clamp, np.int32(-2), I, np.int32(3))],
+    "clamp": [(lax.clamp, np.float32(-0.5), X, np.float32(0.7)), (lax.clamp, np.int32(-2), N, np.int32(3))],
     "closed_call": [
         (closed_call, X),
     ],
@@ -132,46 +137,48 @@ ROWS = {
     ],
     "conv_general_dilated": [(lambda x, k: lax.conv(x, k, (2, 1), "SAME"), IMAGE, KERNEL)],
     "cumlogsumexp": [(lambda x: (lax.cumlogsumexp(x, 1), lax.cumlogsumexp(x, 0, reverse=True)), X)],
-    "cummax": [(lambda x: (lax.cummax(x, 1), lax.cummax(x, 0, reverse=True)), a) for a in (X, I)],
+    "cummax": [(lambda x: (lax.cummax(x, 1), lax.cummax(x, 0, reverse=True)), a) for a in (X, N)],
     "cummin": [(lambda x: (lax.cummin(x, 1), lax.cummin(x, 0, reverse=True)), a) for a in (X, U)],
-    "cumprod": [(lambda x: (lax.cumprod(x, 1), lax.cumprod(x, 0, reverse=True)), a) for a in (X, I)],
-    "cumsum": [(lambda x: (lax.cumsum(x, 1), lax.cumsum(x, 0, reverse=True)), a) for a in (X, I, U)],
+    "cumprod": [(lambda x: (lax.cumprod(x, 1), lax.cumprod(x, 0, reverse=True)), a) for a in (X, N)],
+    "cumsum": [(lambda x: (lax.cumsum(x, 1), lax.cumsum(x, 0, reverse=True)), a) for a in (X, N, U)],
     "custom_jvp_call": [(sine, X)],
     "custom_vjp_call": [(cosine, X)],
     "div": [
         (lax.div, X, POSITIVE),
-        (lax.div, I, np.abs(J) + 1),
+        (lax.div, N, np.abs(M) + 1),
         (lax.div, np.int32([-(2**31), -7]), np.int32([-1, 2])),
         (lambda x: lax.div(x, np.int32(-1)), np.int32([-(2**31), 7])),
         (lambda x: x / 3, X),
         (lambda x: x / 0.25, X),
         (lax.div, U, BYTES.astype(np.uint32) + 1),
     ],
-    "dot_general": [(jnp.matmul, X, X.T), (jnp.matmul, I, J.T), (jnp.matmul, BYTES, BYTES.T),
+    "dot_general": [(jnp.matmul, X, X.T), (jnp.matmul, N, M.T), (jnp.matmul, BYTES, BYTES.T),
         (lambda a: jnp.einsum("nchw,ncwk->hk", a, a), IMAGE[..., :6, :])],
     "dynamic_slice": [(lambda x, i: lax.dynamic_slice(x, (i, 1), (2, 2)), X, np.int32(i)) for i in (0, 1, 9)],
     "dynamic_update_slice": [
         (lambda x, v, i: lax.dynamic_update_slice(x, v, (i, 1)), X, UNIT[:2, :2], np.int32(i)) for i in (0, 1, 9)
     ],
-    "eq": [(lax.eq, I, J), (lax.eq, B, C), (lax.eq, U, U[::-1]), (lax.eq, ODD, ODD)],
+    "eq": [(lax.eq, N, M), (lax.eq, B, C), (lax.eq, U, U[::-1]), (lax.eq, ODD, ODD)],
     "gather": [
-        (lambda x, i: x.at[i].get(mode=mode), array, np.array([[0, 2], [5, -7]], np.int32))
-        for mode in ("fill", "clip") for array in (X, I, U, B)
+        (lambda x, i, mode=mode: x.at[i].get(mode=mode), array, np.array([[0, 2], [5, -7]], np.int32))
+        for mode in ("fill", "clip") for array in (X, N, U, B)
     ],
-    "ge": [(lax.ge, I, J), (lax.ge, B, C), (lax.ge, ODD, ODD[::-1])],
+    "ge": [(lax.ge, N, M), (lax.ge, B, C), (lax.ge, ODD, ODD[::-1])],
     "gt": [(lax.gt, U, U[::-1]), (lax.gt, X, UNIT[::-1]), (lambda x: (jax.nn.relu(x), x > 0), X)],
-    "iota": [(lambda x: x + lax.broadcasted_iota(jnp.float32, (3, 4), 1), X), (lambda x: x + jnp.arange(2000), np.int32(1))],
+    "iota": [(lambda x: x + lax.broadcasted_iota(jnp.float32, (3, 4), 1), X),
+             (lambda x: x + jnp.arange(2000), np.int32(1))],
     "iota_2x32_shape": [(lambda k: jax.random.bits(key(k), (3, 5)), KEY)],
     "jit": [(lambda x: jax.jit(jnp.sin)(x), X)],
-    "le": [(lax.le, I, J), (lax.le, ODD, ODD[::-1])],
-    "lt": [(lax.lt, I, J), (lax.lt, B, C), (lax.lt, BYTES, BYTES[::-1])],
-    "max": [(lax.max, X, UNIT[::-1]), (lax.max, I, J), (lax.max, B, C), (lax.max, U, U[::-1]), (lambda x: lax.max(x, 0.0), X)],
-    "min": [(lax.min, X, UNIT[::-1]), (lax.min, I, J), (lax.min, B, C), (lax.min, BYTES, BYTES[::-1])],
-    "mul": [(lax.mul, X, UNIT), (lax.mul, I, J), (lax.mul, U, U[::-1])],
-    "ne": [(lax.ne, I, J), (lax.ne, B, C), (lax.ne, ODD, ODD)],
-    "or": [(lax.bitwise_or, B, C), (lax.bitwise_or, I, J), (lax.bitwise_or, U, U[::-1])],
-    "pad": [(lambda x: lax.pad(x, np.array(1, x.dtype), ((2, -1, 1), (-1, 3, 2))), a) for a in (X, I, U, BYTES, B)],
-    "pow": [(lax.pow, POSITIVE, X), (lax.pow, X, I), (lambda x: lax.pow(x, 0.5), POSITIVE)],
+    "le": [(lax.le, N, M), (lax.le, ODD, ODD[::-1])],
+    "lt": [(lax.lt, N, M), (lax.lt, B, C), (lax.lt, BYTES, BYTES[::-1])],
+    "max": [(lax.max, X, UNIT[::-1]), (lax.max, N, M), (lax.max, B, C), (lax.max, U, U[::-1]),
+            (lambda x: lax.max(x, 0.0), X)],
+    "min": [(lax.min, X, UNIT[::-1]), (lax.min, N, M), (lax.min, B, C), (lax.min, BYTES, BYTES[::-1])],
+    "mul": [(lax.mul, X, UNIT), (lax.mul, N, M), (lax.mul, U, U[::-1])],
+    "ne": [(lax.ne, N, M), (lax.ne, B, C), (lax.ne, ODD, ODD)],
+    "or": [(lax.bitwise_or, B, C), (lax.bitwise_or, N, M), (lax.bitwise_or, U, U[::-1])],
+    "pad": [(lambda x: lax.pad(x, np.array(1, x.dtype), ((2, -1, 1), (-1, 3, 2))), a) for a in (X, N, U, BYTES, B)],
+    "pow": [(lax.pow, POSITIVE, X), (lax.pow, X, N), (lambda x: lax.pow(x, 0.5), POSITIVE)],
     "random_bits": [(lambda k: jax.random.bits(key(k), (7,)), KEY)],
     "random_clone": [(lambda k: jax.random.bits(jax.random.clone(key(k))), KEY)],
     "random_fold_in": [(lambda k, i: jax.random.key_data(jax.random.fold_in(key(k), i)), KEY, np.uint32(7))],
@@ -180,29 +187,34 @@ ROWS = {
     "random_unwrap": [(lambda k: jax.random.key_data(key(k)), KEY)],
     "random_wrap": [(lambda k: jax.random.key_data(key(k)), KEY)],
     "reduce_and": [(lambda x: jnp.all(x, 1), B)],
-    "reduce_max": [(lambda x: jnp.max(x, 0), a) for a in (X, I, U)],
-    "reduce_min": [(lambda x: jnp.min(x, (0, 1)), a) for a in (X, I, BYTES)],
+    "reduce_max": [(lambda x: jnp.max(x, 0), a) for a in (X, N, U)],
+    "reduce_min": [(lambda x: jnp.min(x, (0, 1)), a) for a in (X, N, BYTES)],
     "reduce_or": [(lambda x: jnp.any(x, (0, 1)), B)],
-    "reduce_prod": [(lambda x: jnp.prod(x, (0, 1)), a) for a in (X, I, U, U[:, :3], U[:, :0])],
+    "reduce_prod": [(lambda x: jnp.prod(x, (0, 1)), a) for a in (X, N, U, U[:, :3], U[:, :0])],
     "reduce_sum": [
-        *((lambda x: jnp.sum(x, 1), a) for a in (X, I, U, I * 1_000_000_000)),
+        *((lambda x: jnp.sum(x, 1), a) for a in (X, N, U, N * 1_000_000_000)),
         (lambda x: jnp.sum(jnp.broadcast_to(x[:, None], (3, 5, 4)), (0, 1)), X),
     ],
     "reduce_window_max": [(window(lax.max, -np.inf), IMAGE)],
     "reduce_window_min": [(window(lax.min, np.inf), IMAGE)],
     "reduce_window_sum": [(window(lax.add, 0.0), IMAGE)],
-    "rem": [(lax.rem, X, UNIT), (lax.rem, I, np.abs(J) + 1), (lax.rem, U, BYTES.astype(np.uint32) + 1)],
+    "rem": [(lax.rem, X, UNIT), (lax.rem, N, np.abs(M) + 1), (lax.rem, U, BYTES.astype(np.uint32) + 1)],
     "remat2": [(jax.grad(jax.checkpoint(lambda x: jnp.sum(jnp.sin(jnp.sin(x))))), X)],
-    "reshape": [(lambda x: lax.reshape(x, (2, 6)), X), (lambda x: lax.reshape(x[:1, :1], (1, 1, 1)), X)],
+    "reshape": [(lambda x: lax.reshape(x, (2, 6)), X), (lambda x: lax.reshape(x, (6, 2), (1, 0)), X),
+                (lambda x: jnp.sum(lax.reshape(x[:0], (4, 0, 2)), 1), X),
+                (lambda x: lax.reshape(x[:1, :1], (1, 1, 1)), X)],
     "rev": [(lambda x: (lax.rev(x, (0,)), lax.rev(x, (0, 1)), lax.rev(x[:1], (0,))), a) for a in (X, B)],
     "scan": [
-        (lambda x: lax.scan(lambda c, r: (c * 0.5 + r, jnp.sin(c)), x[0], x, reverse=back), X) for back in (False, True)
-    ] + [(lambda x: lax.fori_loop(0, 3, lambda i, c: c * 0.5 + i, x), X), (lambda x: lax.scan(lambda c, r: (c * 0.5 + r, c), x[0], x[:0]), X)],
-    "scatter": [(at("set"), a, np.array([2, 0, 7], np.int32), a[::-1]) for a in (X, I, U, B)],
+        (loop(), X),
+        (loop(reverse=True), X),
+        (lambda x: loop()(x[:0]), X),
+        (lambda x: lax.fori_loop(0, 3, lambda i, c: c * 0.5 + i, x), X),
+    ],
+    "scatter": [(at("set"), a, np.array([2, 0, 7], np.int32), a[::-1]) for a in (X, N, U, B)],
     "scatter-add": [
         (at("add"), X, np.array([1, 1, -9], np.int32), UNIT),
         (at("add", mode="clip"), X, np.array([1, 1, 9], np.int32), UNIT),
-        (at("add"), I, np.array([1, 1, 9], np.int32), J),
+        (at("add"), N, np.array([1, 1, 9], np.int32), M),
     ],
     "scatter-max": [(at("max"), X, np.array([1, 1, 9], np.int32), UNIT[::-1])],
     "scatter-min": [(at("min"), X, np.array([1, 1, 9], np.int32), UNIT[::-1])],
@@ -213,15 +225,15 @@ ROWS = {
     "select_n": [
         (lax.select_n, B, X, UNIT),
         (lax.select_n, B, B, C),
-        (lambda i, *xs: lax.select_n(i, *xs), I % 3, X, UNIT, POSITIVE),
+        (lambda i, *xs: lax.select_n(i, *xs), N % 3, X, UNIT, POSITIVE),
     ],
-    "shift_left": [(lax.shift_left, I, DISTANCES), (lambda x: x << 3, U)],
-    "shift_right_arithmetic": [(lax.shift_right_arithmetic, I, DISTANCES), (lambda x: x >> 3, I)],
-    "shift_right_logical": [(lax.shift_right_logical, I, DISTANCES), (lambda x: x >> 40, U)],
+    "shift_left": [(lax.shift_left, N, DISTANCES), (lambda x: x << 3, U)],
+    "shift_right_arithmetic": [(lax.shift_right_arithmetic, N, DISTANCES), (lambda x: x >> 3, N)],
+    "shift_right_logical": [(lax.shift_right_logical, N, DISTANCES), (lambda x: x >> 40, U)],
     "slice": [(lambda x: lax.slice(x, (0, 1), (3, 4), (2, 2)), X)],
     "sort": [
-        *((lambda x: lax.sort(x, dimension=d), a) for d in (0, 1) for a in (X, I, U, BYTES)),
-        (lambda a, b, c: lax.sort((a, b, c), dimension=1, num_keys=2), I % 2, J % 2, X),
+        *((lambda x, d=d: lax.sort(x, dimension=d), a) for d in (0, 1) for a in (X, N, U, BYTES)),
+        (lambda a, b, c: lax.sort((a, b, c), dimension=1, num_keys=2), N % 2, M % 2, X),
         (lambda a, b: lax.sort((a, b), dimension=0, num_keys=1), whole(50, high=2), np.arange(50, dtype=np.int32)),
     ],
     "split": [(lambda x: lax.split(x, (1, 3), 1), X)],
@@ -230,10 +242,10 @@ ROWS = {
     "sub": [(lax.sub, X, UNIT), (lax.sub, U, U[::-1])],
     "threefry2x32": [(lambda k: jax.random.bits(key(k), (3,)), KEY)],
     "tile": [(lambda x: jnp.tile(x, (2, 3)), X)],
-    "top_k": [(lambda x: lax.top_k(x, 3), a) for a in (X, I % 2, U)] + [(lambda x: lax.top_k(x, 2, axis=0), X)],
+    "top_k": [(lambda x: lax.top_k(x, 3), a) for a in (X, N % 2, U)] + [(lambda x: lax.top_k(x, 2, axis=0), X)],
     "transpose": [(lambda x: lax.transpose(x, (2, 0, 3, 1)), IMAGE)],
     "unstack": [(lambda x: jnp.unstack(x, axis=1), X), (lambda x: jnp.unstack(x[:1]), X)],
-    "xor": [(lax.bitwise_xor, B, C), (lax.bitwise_xor, I, J)],
+    "xor": [(lax.bitwise_xor, B, C), (lax.bitwise_xor, N, M)],
 }  # fmt: skip
 ROWS |= {name: [(fn, array) for array in arrays] for name, (fn, *arrays) in UNARY.items()}
 

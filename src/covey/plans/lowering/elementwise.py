@@ -8,7 +8,7 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 from covey.plans.lowering.graph import Graph, Value
-from covey.plans.lowering.registry import lowers, out_dtype, unsupported
+from covey.plans.lowering.registry import lowers, out_dtype, tensor_shape, unsupported
 
 _UNARY = {
     "acos": "Acos",
@@ -302,6 +302,14 @@ def round_(graph: Graph, eqn: JaxprEqn, x: Value) -> Value:
     )
 
 
+@lowers("nextafter", narrow=True)
+def next_after(graph: Graph, eqn: JaxprEqn, x: Value, towards: Value) -> Value:
+    """Return the next number; only of constants, which is what the bounds of random numbers are."""
+    if x.known is None or towards.known is None:
+        raise unsupported(eqn, "of computed values", "only constants have a next number")
+    return graph.const(np.nextafter(x.known, towards.known).astype(x.dtype))
+
+
 @lowers("is_finite", narrow=True)
 def is_finite(graph: Graph, eqn: JaxprEqn, x: Value) -> Value:
     """Say where neither infinite nor NaN: |x| < inf."""
@@ -322,6 +330,8 @@ def select(graph: Graph, which: Value, if_true: Value, if_false: Value) -> Value
 @lowers("select_n", narrow=True)
 def select_n(graph: Graph, eqn: JaxprEqn, which: Value, *cases: Value) -> Value:
     """Choose by a bool (false is the first case) or by a number."""
+    if which.shape and len(tensor_shape(eqn.invars[1].aval)) > len(eqn.invars[1].aval.shape):  # each key has two words
+        which = graph.reshape(which, (*which.shape, 1))
     if which.dtype == np.bool_:
         return cases[0] if len(cases) == 1 else select(graph, which, cases[1], cases[0])
     result = cases[-1]

@@ -266,6 +266,8 @@ class Graph:
             return value
         if value.known is not None:
             return self.const(value.known.reshape(shape))
+        if 0 in shape:  # an operator would read the 0 as "as it was"
+            return self.const(np.zeros(shape, value.dtype))
         made_by = self.producer(value)
         if made_by is not None and made_by.op == "Reshape":
             return self.reshape(made_by.inputs[0], shape)

@@ -125,11 +125,13 @@ def _window_offsets(graph: Graph, merged: Shape, window: Sequence[int], position
 def gather(graph: Graph, eqn: JaxprEqn, x: Value, starts: Value) -> Value:
     """Take windows at computed places; what lies outside is filled or clamped, as the mode says."""
     p, d = eqn.params, eqn.params["dimension_numbers"]
-    window = list(map(int, p["slice_sizes"]))
+    shape = out_shape(eqn)
+    words = x.shape[len(p["slice_sizes"]) :]  # of keys; nothing otherwise
+    window = [*map(int, p["slice_sizes"]), *words]
     dropped = {int(a) for a in (*d.collapsed_slice_dims, *d.operand_batching_dims)}
     kept = [a for a in range(len(x.shape)) if a not in dropped]
-    shape = out_shape(eqn)
-    offset_axes = dict(zip(kept, map(int, d.offset_dims), strict=True))
+    last = range(len(shape) - len(words), len(shape))
+    offset_axes = dict(zip(kept, [*map(int, d.offset_dims), *last], strict=True))
     batch = [a for a in range(len(shape)) if a not in offset_axes.values()]
     # An axis stays out of the index only if it is also the result's at the same distance from the end.
     free = [a for a, place in offset_axes.items() if len(x.shape) - a == len(shape) - place]
@@ -221,7 +223,9 @@ def _scatter_rows(
 @lowers("dynamic_slice")
 def dynamic_slice(graph: Graph, eqn: JaxprEqn, x: Value, *starts: Value) -> Value:
     """Cut a box of constant size at a computed place, which is clamped so that the box fits."""
-    sizes = list(map(int, eqn.params["slice_sizes"]))
+    words = x.shape[len(starts) :]  # of keys; nothing otherwise
+    sizes = [*map(int, eqn.params["slice_sizes"]), *words]
+    starts = (*starts, *(graph.const(np.zeros((), np.int32)) for _ in words))
     places = [_bounded(graph, graph.cast(s, np.int64), n - k) for s, n, k in zip(starts, x.shape, sizes, strict=True)]
     lows = [0 if p.known is None else int(p.known) for p in places]
     free = [d for d, p in enumerate(places) if p.known is None]

@@ -28,10 +28,11 @@ def broadcast_in_dim(graph: Graph, eqn: JaxprEqn, x: Value, *dynamic: Value) -> 
 
 @lowers("reshape", narrow=True)
 def reshape(graph: Graph, eqn: JaxprEqn, x: Value) -> Value:
-    """Change the shape; a single number stays lazily broadcast."""
+    """Change the shape, after a permutation if ``dimensions`` says so; a single number stays lazily broadcast."""
     if int(np.prod(x.shape)) == 1:
         return graph.reshape(x, ())
-    return graph.reshape(graph.full(x, tensor_shape(eqn.invars[0].aval)), out_shape(eqn))
+    x, order = graph.full(x, tensor_shape(eqn.invars[0].aval)), eqn.params.get("dimensions")
+    return graph.reshape(x if order is None else graph.transpose(x, order), out_shape(eqn))
 
 
 @lowers("squeeze")
@@ -93,7 +94,10 @@ def slice_axes(
 def slice_(graph: Graph, eqn: JaxprEqn, x: Value) -> Value:
     """Cut a box with constant bounds."""
     p = eqn.params
-    return slice_axes(graph, x, p["start_indices"], p["limit_indices"], p["strides"])
+    words = x.shape[len(p["start_indices"]) :]  # of keys; nothing otherwise
+    steps = p["strides"] or [1] * len(p["start_indices"])
+    return slice_axes(graph, x, [*p["start_indices"], *(0 for _ in words)], [*p["limit_indices"], *words],
+                      [*steps, *(1 for _ in words)])  # fmt: skip
 
 
 @lowers("concatenate")
