@@ -1,0 +1,60 @@
+"""An algorithm of two phases that carries more than the model: a round commits after the last, or not at all."""
+
+import numpy as np
+import pytest
+
+from covey.algorithms.algorithm import Algorithm, ServerPhase, ServerState
+from covey.server.messages import ShardClosed, WantDevices
+from covey.types.tensors import unpack_tensors
+
+from . import parts
+from .rounds import Rounds, reason
+
+
+def two_phases(settings):
+    def apply(state, aggregate):
+        extra = {"steps": state.extra["steps"] + np.float32(1)}
+        return ServerState({k: v + np.float32(1) for k, v in state.params.items()}, extra)
+
+    phase = ServerPhase(shared=lambda state: {}, apply=apply)
+    return Algorithm("two", lambda params: ServerState(params, {"steps": np.zeros(1, np.float32)}), (phase, phase))
+
+
+@pytest.fixture
+def two(monkeypatch):
+    manifest = parts.manifest()
+    fields = {f: getattr(manifest, f) for f in manifest.__struct_fields__}
+    monkeypatch.setattr("covey.server.coordinator.server_half", lambda name, settings: two_phases(settings))
+    monkeypatch.setattr(parts, "manifest", lambda: type(manifest)(**{**fields, "phases": manifest.phases * 2}))
+
+
+def play_phase(rounds, phase):
+    _, answers = rounds.select()
+    assert {m.phase for _, m in answers} == {phase}
+    rounds.count(4)
+    return rounds.send(ShardClosed(rounds.attempt, rounds.shard_sum(range(4))))
+
+
+def test_a_round_of_two_phases_commits_after_the_second(two):
+    rounds = Rounds()
+    rounds.start()
+    (envelope,) = play_phase(rounds, 0)
+    assert isinstance(envelope.message, WantDevices) and rounds.role.round == 0 and rounds.rounds == ()
+    play_phase(rounds, 1)
+    (row,) = rounds.rounds
+    assert (rounds.role.round, row.selected, row.reported, row.bytes_up) == (1, 6, 4, 800)
+    assert Rounds(rounds.storage).role._server_state.extra["steps"].tolist() == [2.0]
+
+
+def test_a_second_phase_that_fails_takes_the_first_back(two):
+    rounds = Rounds()
+    rounds.start()
+    play_phase(rounds, 0)
+    rounds.select()
+    rounds.lose(6)
+    assert reason(rounds) == "too_many_lost"
+    rounds.role.tick(10.0)
+    play_phase(rounds, 0)
+    play_phase(rounds, 1)
+    params = unpack_tensors(parts.manifest().params, rounds.storage.blob(rounds.role.checkpoint.sha256))
+    assert params["b"].tolist() == [2.0, 2.0]  # two phases, not three

@@ -1,0 +1,46 @@
+"""How a round goes: what the settings mean, and which of them cannot work."""
+
+import pytest
+
+from covey.server.settings import RoundSettings
+from covey.types.errors import UsageError
+
+from .rounds import Rounds
+
+
+@pytest.mark.parametrize(
+    ("goal", "over_selection", "fraction", "selected", "least"),
+    [(100, 1.3, 0.7, 130, 70), (10, 1.1, 0.7, 11, 7), (4, 1.0, 1.0, 4, 4), (3, 1.3, 0.7, 4, 3), (2, 1.0, 0.01, 2, 1)],
+)
+def test_over_selection_and_the_least_are_rounded_up(goal, over_selection, fraction, selected, least):
+    settings = RoundSettings(goal=goal, over_selection=over_selection, min_fraction=fraction)
+    assert (settings.num_selected, settings.at_least) == (selected, least)
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"goal": 0}, "goal"),
+        ({"goal": -3}, "goal"),
+        ({"goal": 80, "over_selection": 1.3}, "a selection of at most 100"),
+        ({"over_selection": 0.9}, "over_selection"),
+        ({"over_selection": float("nan")}, "over_selection"),
+        ({"over_selection": float("inf")}, "over_selection"),
+        ({"min_fraction": 0.0}, "min_fraction"),
+        ({"min_fraction": 1.1}, "min_fraction"),
+        ({"min_fraction": float("nan")}, "min_fraction"),
+        ({"min_fraction": 0.25}, "at least the plan's min_cohort, 2"),
+        ({"goal": 1, "min_fraction": 1.0}, "at least the plan's min_cohort, 2"),
+        ({"max_rounds": -1}, "max_rounds"),
+        ({"patience_s": -1.0}, "patience_s"),
+        ({"selection_timeout_s": float("nan")}, "selection_timeout_s"),
+        ({"report_timeout_s": float("inf")}, "report_timeout_s"),
+        ({"pause_s": -0.1}, "pause_s"),
+        ({"hyper": {"learning_rate": 0.1}}, "hyper: expected names among lr, got learning_rate"),
+        ({"hyper": {"lr": 1e9}}, r"hyper\.lr: expected 0\.0001 to 100, the plan's bounds"),
+        ({"hyper": {"lr": float("nan")}}, r"hyper\.lr"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(fields, where):
+    with pytest.raises(UsageError, match=where):
+        Rounds(**fields)
