@@ -166,7 +166,7 @@ def test_moving_elements(data):
     rank = len(shape)
     first, second = data.draw(st.permutations(range(rank))), data.draw(st.permutations(range(rank)))
     axes = tuple(data.draw(st.sets(st.integers(0, rank - 1))))
-    edges = [tuple(data.draw(st.integers(-1, 2)) for _ in range(2)) + (data.draw(st.integers(0, 2)),) for _ in shape]
+    edges = [data.draw(st.tuples(st.integers(-1, 2), st.integers(-1, 2), st.integers(0, 2))) for _ in shape]
     assume(all((n - 1) * (between + 1) + 1 + a + b >= 0 for n, (a, b, between) in zip(shape, edges, strict=True)))
     merged = [shape[d] for d in first]
 

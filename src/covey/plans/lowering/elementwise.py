@@ -330,7 +330,8 @@ def select(graph: Graph, which: Value, if_true: Value, if_false: Value) -> Value
 @lowers("select_n", narrow=True)
 def select_n(graph: Graph, eqn: JaxprEqn, which: Value, *cases: Value) -> Value:
     """Choose by a bool (false is the first case) or by a number."""
-    if which.shape and len(tensor_shape(eqn.invars[1].aval)) > len(eqn.invars[1].aval.shape):  # each key has two words
+    case: Any = eqn.invars[1].aval
+    if which.shape and len(tensor_shape(case)) > len(case.shape):  # of keys, which have an axis of two words more
         which = graph.reshape(which, (*which.shape, 1))
     if which.dtype == np.bool_:
         return cases[0] if len(cases) == 1 else select(graph, which, cases[1], cases[0])
