@@ -90,6 +90,7 @@ def build_plan(task: Task, local: Local, options: PlanOptions) -> bytes:
     _check_options(options)
     programs = Programs(task, local)
     shapes = _Signature(programs, options)
+    _check_segments(local, jax.eval_shape(programs.finish, shapes.finish()))
     graphs = {
         "begin": lower(programs.begin, {**shapes.tree("params"), **shapes.tree("shared")}, name="begin"),
         local.graph: lower_scan(
@@ -237,6 +238,17 @@ def _check_options(options: PlanOptions) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise PlanBuildError(f"plan options: {name}", expected="at least 1", got=str(value))
+
+
+def _check_segments(local: Local, made: Arrays) -> None:
+    names = sorted({k.split(".")[0] for k in made})
+    for what, given in (("max_delta", local.max_delta), ("weighting", local.weighting)):
+        if sorted(given) != names:
+            raise PlanBuildError(
+                f"algorithm {local.algorithm!r}: {what}",
+                expected=f"an entry for each segment that finish returns: {', '.join(names)}",
+                got=", ".join(sorted(given)) or "none",
+            )
 
 
 def _struct(shape: tuple[int, ...], dtype: Any) -> Any:

@@ -162,7 +162,12 @@ class Programs:
     def predict(self, inputs: Arrays) -> dict[str, Any]:
         """``params.*``, ``input.*`` -> ``output.*``."""
         assert self.task.predict is not None, "a task without predict has no predict graph"
-        return prefixed("output", self.task.predict(self._tree("params", inputs), stripped("input", inputs)))
+        out: Any = self.task.predict(self._tree("params", inputs), stripped("input", inputs))
+        if not isinstance(out, Mapping):
+            raise PlanBuildError(
+                f"{self.task.name}: predict", expected="a dict of named arrays", got=type(out).__name__
+            )
+        return prefixed("output", out)
 
     def _loss(self, params: Any, batch: Arrays, key: Any) -> Out:
         out = self.task.loss(params, batch, key)
