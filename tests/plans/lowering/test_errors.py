@@ -64,6 +64,11 @@ def unbounded(x):
     return lax.while_loop(lambda v: v[0, 0] < 1, lambda v: v + 1, x)  # here
 
 
+def printing(x):
+    jax.debug.print("x is {}", x)  # here
+    return x
+
+
 def calling_back(x):
     return jax.pure_callback(np.sin, jax.ShapeDtypeStruct(x.shape, x.dtype), x)  # here
 
@@ -76,6 +81,7 @@ UNSUPPORTED = {
     "fft": (in_a_library, in_a_library, "cosines"),
     "cholesky": (in_a_compiled_library_function, in_a_compiled_library_function, "linear algebra"),
     "while": (unbounded, unbounded, "fori_loop"),
+    "debug_print": (printing, printing, "jax.debug.print"),
     "pure_callback": (calling_back, calling_back, "Python"),
 }
 
