@@ -45,6 +45,10 @@ def loop(reverse=False):
     return lambda x: lax.scan(lambda c, r: (c * 0.5 + r, jnp.sin(c)), jnp.ones(4), x, reverse=reverse)
 
 
+def looped(x):
+    return lax.scan(lambda c, r: (jnp.tanh(c + r), c), x[0], x)[1]
+
+
 def closed_call(x):
     bind = primitives.closed_call_p
     return bind.bind(x, **bind.get_bind_params({"call_jaxpr": jax.make_jaxpr(jnp.sin)(x)}))
@@ -88,6 +92,7 @@ UNARY = {
     "integer_pow": (lambda x: (lax.integer_pow(x, 5), lax.integer_pow(x, -3), lax.integer_pow(x, 0)), X),
     "is_finite": (lax.is_finite, ODD),
     "log": (lax.log, POSITIVE, ODD),
+    "platform_index": (lambda x: lax.platform_dependent(x, cpu=jnp.sin, default=jnp.cos), X),
     "log1p": (lax.log1p, POSITIVE, TINY, UNIT, ODD),
     "logistic": (lax.logistic, X, HUGE),
     "name": (lambda x: checkpoint_name(x, "a name"), X),
@@ -158,6 +163,7 @@ ROWS = {
     "dynamic_update_slice": [
         (lambda x, v, i: lax.dynamic_update_slice(x, v, (i, 1)), X, UNIT[:2, :2], np.int32(i)) for i in (0, 1, 9)
     ],
+    "empty2": [(jax.grad(lambda x: jnp.sum(lax.cond(x[0, 0] > 0, looped, lambda v: v * 2, x))), a) for a in (X, -X)],
     "eq": [(lax.eq, N, M), (lax.eq, B, C), (lax.eq, U, U[::-1]), (lax.eq, ODD, ODD)],
     "gather": [
         (lambda x, i, mode=mode: x.at[i].get(mode=mode), array, np.array([[0, 2], [5, -7]], np.int32))
@@ -174,6 +180,10 @@ ROWS = {
     "max": [(lax.max, X, UNIT[::-1]), (lax.max, N, M), (lax.max, B, C), (lax.max, U, U[::-1]),
             (lambda x: lax.max(x, 0.0), X)],
     "min": [(lax.min, X, UNIT[::-1]), (lax.min, N, M), (lax.min, B, C), (lax.min, BYTES, BYTES[::-1])],
+    "le_to": [(lambda x, y: jnp.searchsorted(jnp.sort(x), y, side="left"), ODD[:6], ODD),
+              (lambda x, y: jnp.searchsorted(x, y, side="left"), np.sort(N.ravel()), M)],
+    "lt_to": [(lambda x, y: jnp.searchsorted(x, y, side="right"), np.sort(ODD[1:]), ODD),
+              (lambda x, y: jnp.searchsorted(x, y, side="right"), np.sort(N.ravel()), M)],
     "mul": [(lax.mul, X, UNIT), (lax.mul, N, M), (lax.mul, U, U[::-1])],
     "ne": [(lax.ne, N, M), (lax.ne, B, C), (lax.ne, ODD, ODD)],
     "or": [(lax.bitwise_or, B, C), (lax.bitwise_or, N, M), (lax.bitwise_or, U, U[::-1])],

@@ -115,6 +115,23 @@ def cond(graph: Graph, eqn: JaxprEqn, index: Value, *operands: Value) -> Sequenc
     return _branch(graph, eqn, index, 0, operands)
 
 
+@lowers("platform_index")
+def platform_index(graph: Graph, eqn: JaxprEqn) -> Value:
+    """Choose the branch that JAX takes on a processor, which is what a graph is compared with."""
+    platforms = eqn.params["platforms"]
+    named = [i for i, names in enumerate(platforms) if names is not None and "cpu" in names]
+    default = [i for i, names in enumerate(platforms) if names is None]
+    if not named + default:
+        raise unsupported(eqn, "no branch for the processor", "give lax.platform_dependent a default")
+    return graph.const(np.array((named + default)[0], np.int32))
+
+
+@lowers("empty2")
+def empty(graph: Graph, eqn: JaxprEqn) -> Value:
+    """Return zeros for what a branch that was not taken leaves behind."""
+    return graph.const(np.zeros(out_shape(eqn), out_dtype(eqn)))
+
+
 def _branch(graph: Graph, eqn: JaxprEqn, index: Value, first: int, operands: Sequence[Value]) -> Sequence[Value]:
     branches = eqn.params["branches"]
     if first == len(branches) - 1:

@@ -97,6 +97,26 @@ def not_equal(graph: Graph, eqn: JaxprEqn, a: Value, b: Value) -> Value:
     return graph.broadcast("Not", [compare(graph, "Equal", a, b)], np.bool_)
 
 
+def _before(graph: Graph, a: Value, b: Value) -> Value:
+    less = compare(graph, "Less", a, b)
+    if not np.issubdtype(a.dtype, np.floating):
+        return less
+    numbers, others = (compare(graph, "Equal", a, a), graph.broadcast("Not", [compare(graph, "Equal", b, b)], np.bool_))
+    return graph.broadcast("Or", [less, graph.broadcast("And", [numbers, others], np.bool_)], np.bool_)
+
+
+@lowers("lt_to", narrow=True)
+def before(graph: Graph, eqn: JaxprEqn, a: Value, b: Value) -> Value:
+    """Compare as a sort does, NaN last; both zeros are one, as jnp.searchsorted makes them before it asks."""
+    return _before(graph, a, b)
+
+
+@lowers("le_to", narrow=True)
+def not_after(graph: Graph, eqn: JaxprEqn, a: Value, b: Value) -> Value:
+    """Compare as a sort does, NaN last."""
+    return graph.broadcast("Not", [_before(graph, b, a)], np.bool_)
+
+
 @lowers("add", "add_any", narrow=True)
 def add(graph: Graph, eqn: JaxprEqn, a: Value, b: Value) -> Value:
     """Add; bool is not a number here."""
