@@ -169,12 +169,18 @@ def _closed() -> RoundClosedError:
 
 
 def _check_header(header: Any, manifest: Manifest, segment: Segment) -> None:
-    """Refuse a counter other than 1 and a weight outside its cap: both would bend the mean unseen."""
+    """Refuse a counter other than 1 and a weight outside its cap: both would bend the mean unseen.
+
+    So would a weight so small that it rounds to nothing beside a model part that does not.
+    """
     if header.shape != (segment.length,):
         return  # the fold refuses it with a better message
-    if header[0] != 1.0 or not 0 < header[1] <= manifest.privacy.max_weight:
+    least = 2.0**-segment.fraction_bits
+    if header[0] != 1.0 or not least <= header[1] <= manifest.privacy.max_weight:
         raise UpdateRangeError(
-            "header", expected=f"a counter of 1 and a weight in (0, {manifest.privacy.max_weight}]", got="others"
+            "header",
+            expected=f"a counter of 1 and a weight in [{least:g}, {manifest.privacy.max_weight}]",
+            got="others",
         )
 
 

@@ -1,0 +1,1 @@
+"""Covey's benchmarks: ``python -m benchmarks.NAME [--quick] [--json FILE]``, each the answer to one question."""

@@ -1,0 +1,115 @@
+"""The configuration is read strictly: what is not understood is refused, with the nearest thing that is."""
+
+import msgspec
+import pytest
+
+from covey.server.config import RoundConfig, ServerConfig, load_config
+from covey.server.settings import RoundSettings
+from covey.types.errors import UsageError
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text):
+        (tmp_path / "server.toml").write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load_config(tmp_path / "server.toml")
+
+    return load
+
+
+def test_a_population_is_enough(load):
+    assert load('population = "p"') == ServerConfig(population="p")
+
+
+def test_everything_can_be_set(load):
+    config = load(
+        'population = "p.1-x_Y"\nhost = "::1"\nport = 0\npoll_s = 2\nbuffers = 1\n'
+        "[round]\ngoal = 7\nreport_timeout_s = 9\nhyper = { lr = 0.5 }\n"
+    )
+    assert (config.population, config.host, config.port, config.poll_s, config.buffers) == ("p.1-x_Y", "::1", 0, 2.0, 1)
+    assert config.round == RoundConfig(goal=7, report_timeout_s=9.0, hyper={"lr": 0.5})
+
+
+def test_the_round_table_has_the_settings_of_a_round():
+    defaults = RoundSettings(goal=RoundConfig().goal)
+    assert RoundSettings(**msgspec.structs.asdict(RoundConfig())) == defaults
+
+
+@pytest.mark.parametrize(
+    ("text", "got", "hint"),
+    [
+        ('population = "p"\nprot = 1', "prot", "did you mean port"),
+        ('population = "p"\n[round]\nreport_timeout = 1', "round.report_timeout", "did you mean report_timeout_s"),
+        ('population = "p"\nxyzzy = 1', "xyzzy", "known are population, host, port"),
+        ('population = "p"\n[rounds]\ngoal = 1', "rounds", "did you mean round"),
+        ('population = "p"\n[round]\nport = 1', "round.port", "known are goal"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(load, text, got, hint):
+    with pytest.raises(UsageError, match=f"expected known keys, got {got}") as caught:
+        load(text)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "population = 7",
+        'population = "p"\nport = "8443"',
+        'population = "p"\nport = 8443.5',
+        'population = "p"\nport = true',
+        'population = "p"\nround = 1',
+        'population = "p"\n[round]\ngoal = "many"',
+        'population = "p"\n[round]\nhyper = { lr = "fast" }',
+    ],
+)
+def test_a_value_of_another_type_is_refused(load, text):
+    with pytest.raises(UsageError, match="expected a value of the right type"):
+        load(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "range_text"),
+    [
+        ("port", "-1", "0 to 65535"),
+        ("port", "65536", "0 to 65535"),
+        ("max_waiting", "0", "1 to 10000000"),
+        ("buffers", "0", "1 to 4096"),
+        ("num_shards", "0", "1 to 1024"),
+        ("keep_checkpoints", "0", "1 to 1000000"),
+        ("poll_s", "0", "0.01 to 60"),
+        ("poll_s", "61", "0.01 to 60"),
+        ("poll_s", "nan", "0.01 to 60"),
+        ("retry_s", "-1", "0 to 86400"),
+        ("retry_s", "inf", "0 to 86400"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(load, name, value, range_text):
+    with pytest.raises(UsageError, match=f"{name}: expected {range_text}"):
+        load(f'population = "p"\n{name} = {value}')
+
+
+def test_closed_enrolment_is_not_there_yet(load):
+    with pytest.raises(UsageError, match="enrolment: expected open"):
+        load('population = "p"\nenrolment = "attested"')
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "..", ".hidden", "é", "a\\u0000", "a\\n"])
+def test_a_population_that_would_not_fit_into_a_path_is_refused(load, name):
+    with pytest.raises(UsageError, match="population: expected letters, digits and -_"):
+        load(f'population = "{name}"')
+
+
+@pytest.mark.parametrize("text", ["population = ", "[round", b"\xff\xfe"])
+def test_what_is_not_toml_is_refused(load, text):
+    with pytest.raises(UsageError, match="expected TOML"):
+        load(text)
+
+
+def test_a_missing_file_names_the_command_that_makes_one(tmp_path):
+    with pytest.raises(UsageError, match="expected a readable file, got No such file") as caught:
+        load_config(tmp_path / "server.toml")
+    assert "covey init" in caught.value.hint
+    with pytest.raises(UsageError, match="expected a readable file"):
+        load_config(tmp_path)
