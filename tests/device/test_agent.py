@@ -358,3 +358,15 @@ def test_events_hold_no_secret_and_no_data(home, server):
     run = Run(home, server)
     run.once()
     assert all(server.credential not in e.text and "s1" not in e.text for e in run.events)
+
+
+def test_stop_in_a_check_in_is_told_as_that_and_nothing_else(home, server):
+    run = Run(home, server)
+
+    def cut(call):
+        if call == "check_in":  # what a thread that waits for an answer sees when its connection is cut
+            run.agent.stop()
+
+    server.on_call = cut
+    run.agent.run()
+    assert run.kinds == ["enrolled", "stopped"]

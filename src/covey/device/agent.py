@@ -191,7 +191,8 @@ class DeviceAgent:
                 return pause_s
             case GaveUp(reason=reason, error=error):
                 self.summary.gave_up += 1
-                self._tell("gave_up", str(error or reason), error=error)
+                if error is not None or not self._stopping.is_set():  # else "stopped" says it all
+                    self._tell("gave_up", str(error or reason), error=error)
                 if once and error is not None:
                     raise error
                 return self._failure_pause(error)
@@ -312,6 +313,8 @@ class DeviceAgent:
         self, session: Session, effect: Effect, error: CoveyError, num_tries: int, deadline_s: float
     ) -> Effect:
         """Wait after a transport failure and return the same effect; or end the session if that is of no use."""
+        if self._stopping.is_set():  # the connection was cut here, to wake this thread
+            return session.stopped()
         pause_s = max(
             self._pace.after_failure(num_tries, self._chance), self._pace.as_asked(error.retry_after_s, self._chance)
         )
