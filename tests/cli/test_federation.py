@@ -183,7 +183,7 @@ def test_the_demo_survives_killed_devices_and_a_killed_server(demo):
     assert len(stores) == 8
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_demo(demo, kind):
     process, _ = demo
     line_with(process, "   2 ")
@@ -191,7 +191,7 @@ def test_no_process_outlives_the_demo(demo, kind):
     assert len(family) >= 5  # a server and four processes of devices
     os.kill(process.pid, kind)
     process.communicate(timeout=30)
-    assert process.returncode == (130 if kind == signal.SIGINT else -signal.SIGKILL)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}[kind]
     until = time.monotonic() + 15
     while alive := [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
         assert time.monotonic() < until, alive

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 
@@ -70,3 +73,25 @@ def test_the_embedded_set_needs_no_download(covey):
 def test_an_output_that_cannot_be_written_is_an_error(covey, tiny, tmp_path):
     done = covey("plan", "build", tiny, "-o", tmp_path / "no" / "such" / "folder")
     assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
+
+
+def test_an_output_is_written_whole_or_not_at_all(tmp_path):
+    old = tmp_path / "report.json"
+    old.write_bytes(b"old")
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "  # as a full disk does
+    write = "from covey.cli.output import write_file; from pathlib import Path; write_file(Path({!r}), bytes({}))"
+    for path in (old, tmp_path / "new.json"):
+        failed = subprocess.run([sys.executable, "-c", limit + write.format(str(path), 2000)], capture_output=True)
+        assert b"StorageFullError" in failed.stderr
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"report.json": b"old"}
+    subprocess.run([sys.executable, "-c", limit + write.format(str(old), 900)], check=True)
+    assert old.read_bytes() == bytes(900)
+
+
+def test_an_error_in_a_recipe_shows_the_readers_own_lines(covey, tmp_path):
+    recipe = tmp_path / "broken.py"
+    recipe.write_text("def task():\n    return 1 / 0\n\n\nrecipe = task()\n")
+    done = covey("simulate", recipe)
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr and "line 2, in task" in done.stderr
+    assert "/covey/" not in done.stderr and "runpy" not in done.stderr

@@ -1,9 +1,13 @@
 """``covey``: finds the command, runs it, and turns every failure into a message that says what to do."""
 
+import contextlib
 import errno
 import importlib
+import signal
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from types import FrameType
 
 import click
 
@@ -34,7 +38,8 @@ _EXTRAS = {
     "PIL": "images",
 }
 
-_INTERRUPTED = 130
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
 
 
 class _Commands(click.Group):
@@ -62,8 +67,32 @@ def cli() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0, 2 for what was typed, 1 for a failure, 130 after Ctrl-C."""
-    sys.exit(_run(args))
+    """Run the command line and exit: 0, 2 for what was typed, 1 for a failure, 130 after Ctrl-C, 143 after SIGTERM."""
+    with _cleaning_up_on_sigterm() as terminated:
+        status = _run(args)
+    sys.exit(_TERMINATED if terminated else status)
+
+
+@contextlib.contextmanager
+def _cleaning_up_on_sigterm() -> Iterator[list[int]]:
+    """Let SIGTERM unwind like Ctrl-C, so that children end and temporary files go; yields what came.
+
+    A command with handlers of its own (``serve``, ``device run``) puts them in place of this one.
+    """
+    terminated: list[int] = []
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield terminated
+        return
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(args: Sequence[str] | None) -> int:

@@ -7,7 +7,6 @@ from typing import Any
 
 import click
 
-from covey.device.files import storage_errors
 from covey.recipes.recipe import RECIPES, Recipe, Settings
 from covey.types.errors import UsageError
 
@@ -18,7 +17,6 @@ __all__ = [
     "recipe_argument",
     "settings_from",
     "training_options",
-    "write_file",
 ]
 
 _NAMES = ", ".join(RECIPES)
@@ -91,14 +89,3 @@ def read_file(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except OSError as e:
         raise UsageError(f"{what} {path}", expected="a readable file", got=e.strerror or "an error") from e
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file.
-
-    Raises:
-        StorageFullError: no room.
-        StorageError: it cannot be written.
-    """
-    with storage_errors(f"file {path}"):
-        path.write_bytes(data)

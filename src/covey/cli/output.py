@@ -11,7 +11,7 @@ import msgspec
 from covey.device.files import storage_errors
 from covey.types.errors import CoveyError
 
-__all__ = ["StatusLine", "bytes_text", "percent", "print_error", "print_table", "write_json"]
+__all__ = ["StatusLine", "bytes_text", "percent", "print_error", "print_table", "write_file", "write_json"]
 
 
 def print_error(error: CoveyError) -> None:
@@ -55,8 +55,27 @@ def write_json(value: Any, target: str) -> None:
     if target == "-":
         click.echo(data.decode())
         return
-    with storage_errors(f"--json {target}"):
-        Path(target).write_bytes(data + b"\n")
+    write_file(Path(target), data + b"\n", f"--json {target}")
+
+
+def write_file(path: Path, data: bytes, where: str = "") -> None:
+    """Write a file whole, or leave what was there: a full disk costs nobody the file that they had.
+
+    Raises:
+        StorageFullError: no room.
+        StorageError: it cannot be written.
+    """
+    with storage_errors(where or f"file {path}"):
+        if path.exists() and not path.is_file():  # a pipe, or a terminal
+            path.write_bytes(data)
+            return
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            partial.write_bytes(data)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 class StatusLine:

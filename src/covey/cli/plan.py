@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covey.cli.options import file_path, read_file, recipe_argument, settings_from, training_options, write_file
-from covey.cli.output import StatusLine, bytes_text, print_table
+from covey.cli.options import file_path, read_file, recipe_argument, settings_from, training_options
+from covey.cli.output import StatusLine, bytes_text, print_table, write_file
 
 if TYPE_CHECKING:
     from covey.plans.manifest import Manifest

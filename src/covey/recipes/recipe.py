@@ -6,6 +6,7 @@ A user's own file defines ``recipe = Recipe(...)`` and is used by its path where
 import difflib
 import importlib
 import runpy
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from covey.data.dataset import FederatedDataset
 from covey.plans.manifest import ExampleSchema
 from covey.plans.task import Task
-from covey.types.errors import UsageError
+from covey.types.errors import RecipeError, UsageError
 
 __all__ = ["RECIPES", "Recipe", "Settings", "load_recipe", "recipe_source"]
 
@@ -90,8 +91,9 @@ def load_recipe(name: str) -> Recipe:
     """Return a recipe by name, or from a user's Python file.
 
     Raises:
-        UsageError: no such recipe (names the nearest) or file, or a file that defines no ``recipe``. An error inside
-            the user's file is raised as it is, with its own traceback.
+        UsageError: no such recipe (names the nearest) or file, or a file that defines no ``recipe``.
+        RecipeError: the file raised an error.
+        ModuleNotFoundError: it imports a package of an extra that is not installed.
     """
     if name in RECIPES:
         module = importlib.import_module(RECIPES[name])
@@ -108,7 +110,14 @@ def load_recipe(name: str) -> Recipe:
         )
     if not path.is_file():
         raise UsageError("recipe", expected="a Python file", got=f"no such file: {name}")
-    defined = runpy.run_path(str(path), run_name="covey_recipe").get("recipe")
+    try:
+        defined = runpy.run_path(str(path), run_name="covey_recipe").get("recipe")
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] in ("jax", "jaxlib", "onnx", "optax"):
+            raise  # the command line says which extra is missing
+        raise _failed(path, e) from e
+    except Exception as e:
+        raise _failed(path, e) from e
     if not isinstance(defined, Recipe):
         raise UsageError(
             f"recipe {name}",
@@ -116,6 +125,17 @@ def load_recipe(name: str) -> Recipe:
             got="no such name" if defined is None else type(defined).__name__,
         )
     return defined
+
+
+def _failed(path: Path, error: Exception) -> RecipeError:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = next((i for i, f in enumerate(frames) if f.filename == str(path)), len(frames))
+    return RecipeError(
+        f"recipe {path}",
+        expected="a file that runs",
+        got="".join(traceback.format_exception_only(error)).strip(),
+        hint="".join(traceback.format_list(frames[own:])).strip(),
+    )
 
 
 def recipe_source(name: str) -> bytes:

@@ -4,6 +4,7 @@
 
     CoveyError
     ├── UsageError             usage                 what was typed cannot be done (exit code 2)
+    ├── RecipeError            recipe_failed         a user's own recipe file raised an error
     ├── PlanError              plan_invalid
     │   ├── PlanBuildError     plan_build            a task that cannot become a plan
     │   │   ├── UnsupportedPrimitiveError  plan_unsupported_primitive
@@ -68,6 +69,7 @@ __all__ = [
     "PlanSchemaError",
     "PlanSignatureError",
     "PortInUseError",
+    "RecipeError",
     "RoundClosedError",
     "SessionError",
     "SessionUnknownError",
@@ -136,6 +138,12 @@ class UsageError(CoveyError):
 
     code = "usage"
     exit_code = 2
+
+
+class RecipeError(CoveyError):
+    """A user's own recipe file raised an error. The hint is its traceback, from the first of their own lines on."""
+
+    code = "recipe_failed"
 
 
 class PlanError(CoveyError):
