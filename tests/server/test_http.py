@@ -125,8 +125,9 @@ def test_reports_that_cannot_be_folded_end_the_round_and_leave_the_buffers_empty
         (row,) = (await s.status()).rounds
         assert (row.status, row.reason, row.reported) == ("abandoned", "too_many_lost", 0)
         assert_failed(await s.report(second), 409, "round_closed")
-        await s.until(lambda: len(s.service._buffers) == s.service._num_buffers == 1)
-        assert not any(s.service._buffers[0])
+        # The second report may have come before the first one's buffer was back: then there are two.
+        await s.until(lambda: len(s.service._buffers) == s.service._num_buffers >= 1)
+        assert not any(any(buffer) for buffer in s.service._buffers)
 
     run(scenario)
 
