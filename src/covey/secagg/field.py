@@ -58,7 +58,7 @@ def exp(logs: NDArray[Any]) -> Elements:
 
 
 def multiply(a: NDArray[Any], b: NDArray[Any]) -> Elements:
-    """Return products, elementwise, with broadcasting. (Sums are ``a ^ b``.)"""
+    """Return products, elementwise, with broadcasting; sums are ``a ^ b``."""
     return exp(log(a) + log(b))
 
 

@@ -40,9 +40,11 @@ def sum_in_process(
         bound: the largest magnitude of any coordinate.
         min_survivors: the fewest inputs that may be summed.
         randomness: returns that many unpredictable bytes: ``os.urandom``.
-        adversary, dropout: the shares of parties that the parameters have to withstand.
-        dropouts: the step before whose message a party vanishes.
-        executor, num_tasks: see :meth:`Server.open`.
+        adversary: the share of parties that the parameters assume to collude.
+        dropout: the share of parties that they assume to vanish.
+        dropouts: for each party that vanishes, the step whose message it does not send any more.
+        executor: of processes; see :meth:`Server.open`.
+        num_tasks: into how many parts unmasking is cut.
 
     Raises:
         ThresholdError: too many parties vanished; nothing was opened.
@@ -93,7 +95,9 @@ def run_in_process(
         inputs: of the parties.
         randomness: see :func:`sum_in_process`.
         authority: in active mode, what certifies the parties; the session pins its public key.
-        dropouts, executor, num_tasks: see :func:`sum_in_process`.
+        dropouts: see :func:`sum_in_process`.
+        executor: see :func:`sum_in_process`.
+        num_tasks: see :func:`sum_in_process`.
 
     Raises:
         ThresholdError: too many parties vanished; nothing was opened.

@@ -2,8 +2,8 @@
 
 All begin with 40 bytes: ``b"CVSA"``, version, kind, the party's index (uint16; 0xFFFF where all parties get the same
 bytes), then the first 32 bytes of content, the session id. Numbers are little-endian, lists carry their count and are
-sorted by index, bitmaps hold position ``i`` of U1 in bit ``i % 8`` of byte ``i // 8``. A decoder takes these bytes and no
-others: nothing may follow, nothing may be left out, and whatever it accepts encodes to the same bytes again.
+sorted by index, bitmaps hold position ``i`` of U1 in bit ``i % 8`` of byte ``i // 8``. A decoder takes these bytes and
+no others: nothing may follow, nothing may be left out, and whatever it accepts encodes to the same bytes again.
 
 ====  =============  ===================  ====================================================================
 kind  name           from -> to           body after the 40 bytes
@@ -36,9 +36,20 @@ from covey.secagg.session import VERSION, Session
 from covey.types.errors import SecAggMessageError
 
 __all__ = [
-    "HEADER_BYTES", "Advertisement", "Delivery", "MaskedInput", "Opening", "Roster", "Shares", "Signature", "Signatures",
-    "Survivors", "bitmap", "positions", "transcript",
-]  # fmt: skip
+    "HEADER_BYTES",
+    "Advertisement",
+    "Delivery",
+    "MaskedInput",
+    "Opening",
+    "Roster",
+    "Shares",
+    "Signature",
+    "Signatures",
+    "Survivors",
+    "bitmap",
+    "positions",
+    "transcript",
+]
 
 HEADER_BYTES = 40
 _MAGIC = b"CVSA"

@@ -4,9 +4,9 @@ A vector is cut into chunks of 65,536 coordinates. A chunk is stored as planes, 
 ``ring_bits``, from the widest (the lowest bits of every coordinate) to the narrowest (the highest): 12 bits are a plane
 of bytes and a plane of nibbles, 26 bits planes of 16, 8 and 2. Planes of 8 bits and more are little-endian words, one a
 coordinate. In a narrower plane of ``w`` bits with ``r = 8 / w`` coordinates a byte and ``L = ceil(length / r)`` bytes,
-byte ``j`` holds coordinates ``j, L + j, 2 L + j, ...`` from its lowest bits up, so that every shift works on a contiguous
-run; bits that belong to no coordinate are zero, so a vector has one encoding. (Interleaved bits unpack four times as
-slowly in NumPy.)
+byte ``j`` holds coordinates ``j, L + j, 2 L + j, ...`` from its lowest bits up, so that every shift works on a
+contiguous run; bits that belong to no coordinate are zero, so a vector has one encoding. (Interleaved bits unpack four
+times as slowly in NumPy.)
 """
 
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ __all__ = ["CHUNK", "Bytes", "Words", "check_padding", "chunks", "pack", "packed
 CHUNK = 1 << 16
 """Coordinates that are masked, packed and folded at a time: 128 KiB of uint16, 256 KiB of uint32."""
 
-Words = NDArray[np.uint16] | NDArray[np.uint32] | NDArray[np.uint64]
+Words = NDArray[np.unsignedinteger]
 Bytes = NDArray[np.uint8]
 
 
-def word_dtype(ring_bits: int) -> np.dtype[np.uint16] | np.dtype[np.uint32] | np.dtype[np.uint64]:
+def word_dtype(ring_bits: int) -> np.dtype[np.unsignedinteger]:
     """Return the little-endian words in which a ring is computed: the narrowest of 16, 32 and 64 bits that holds it."""
     return np.dtype("<u2" if ring_bits <= 16 else "<u4" if ring_bits <= 32 else "<u8")
 
@@ -51,7 +51,7 @@ def pack(words: Words, ring_bits: int, out: Bytes) -> None:
     shift = start = 0
     for width in _planes(ring_bits):
         end = start + _plane_bytes(len(words), width)
-        plane = words >> shift if shift else words
+        plane: Words = np.right_shift(words, shift, dtype=words.dtype) if shift else words
         if width == 8 * words.itemsize:
             out[start:end] = plane.view(np.uint8)
         elif width >= 8:

@@ -10,10 +10,10 @@ Bell et al. (2020), section 3.2, in the form of the production implementation. F
    ``t = max(t1 + 1, 2)`` and ``t1 < t2``. Against a server that asks different neighbours for the two kinds of shares
    ("semi-malicious") ``t1`` becomes ``ceil((t1 + k - 1.25) / 2)``.
 
-**What is used differs on purpose.** ``floor`` lets the adversary vanish in small groups (5 % of 10 is nobody), so the used
-numbers take ``ceil`` and at least one adversary. Up to 128 parties the graph is complete, because it is cheap there and
-the bounds above are meant for large ``n``; at ``n = 10`` the table gives ``k = 2``, which is not safe. Against an active
-server the graph is complete, in groups of at most 512, and ``t`` is the quorum of Bonawitz et al. (2017).
+**What is used differs on purpose.** ``floor`` lets the adversary vanish in small groups (5 % of 10 is nobody), so the
+used numbers take ``ceil`` and at least one adversary. Up to 128 parties the graph is complete, because it is cheap
+there and the bounds above are meant for large ``n``; at ``n = 10`` the table gives ``k = 2``, which is not safe.
+Against an active server the graph is complete, in groups of at most 512, and ``t`` is the quorum of Bonawitz et al. (2017).
 """
 
 import math
@@ -107,8 +107,8 @@ def find_parameters(num_parties: int, adversary: float, dropout: float, *, activ
     Args:
         num_parties: the most parties selected, 3 to a billion.
         adversary: share of them that may collude with the server, 0 to below 1.
-        dropout: share of them that may vanish between advertising and unmasking, 0 to below 1. Secure aggregation starts
-            after training, so only that short phase counts.
+        dropout: share of them that may vanish between advertising and unmasking, 0 to below 1. Secure aggregation
+            starts after training, so only that short phase counts.
         active: whether the server may deviate from the protocol.
 
     Raises:
@@ -125,11 +125,12 @@ def find_parameters(num_parties: int, adversary: float, dropout: float, *, activ
     corrupt = max(1, math.ceil(_exact(adversary) * size))
     dropped = math.ceil(_exact(dropout) * size)
     k, t = _used(size, corrupt, dropped, active=active)
+    found_k, found_t = raw or (None, None)
     asked = _Population.of_shares(num_parties, adversary, dropout)
     return Parameters(
-        num_parties, adversary, dropout, "active" if active else "honest-but-curious",
-        *(raw or (None, None)), k, t, num_groups, size, corrupt, dropped,
-        asked.bits(*raw, active) if raw else None, _Population(size, corrupt, dropped).bits(k, t, active),
+        num_parties, adversary, dropout, "active" if active else "honest-but-curious", found_k, found_t, k, t,
+        num_groups, size, corrupt, dropped, asked.bits(*raw, active) if raw else None,
+        _Population(size, corrupt, dropped).bits(k, t, active),
     )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """What all parties and the server of one secure sum agree on, and its hash: the session id.
 
-A party builds its own :class:`Session` from the plan that it verified and from what it downloaded; the server's is never
-taken over. The id enters every key derivation, every sealed share and every signature, so parties that were told
-different things (another checkpoint, another threshold, another layout) cannot be summed: their masks do not cancel and
-their shares do not open.
+A party builds its own :class:`Session` from the plan that it verified and from what it downloaded; the server's is
+never taken over. The id enters every key derivation, every sealed share and every signature, so parties that were told
+different things (another checkpoint, another threshold, another layout) cannot be summed: their masks do not cancel
+and their shares do not open.
 """
 
 import enum
@@ -51,8 +51,8 @@ class Session:
         num_adversaries: ``c``: how many of ``n_max`` may collude with the server; at least 1.
         segments: what is summed. The counter is added by itself.
         public_seed: 32 bytes: the seed of the public choices of the round (rotation, subsampling).
-        plan_hash, checkpoint_hash, broadcast_hash: SHA-256 of what the party executes and starts from; zeros where there
-            is none.
+        plan_hash, checkpoint_hash, broadcast_hash: SHA-256 of what the party executes and starts from; zeros where
+            there is none.
         authority: the pinned enrolment authority's Ed25519 public key (32 bytes); empty unless the server is active.
 
     Raises:
@@ -106,11 +106,8 @@ class Session:
 
         Both sides call it with the numbers that the plan pins, so neither takes ``k`` or ``t`` from the other.
 
-        Args:
-            mode, segments, n_max, min_survivors: see :class:`Session`.
-            adversary: the share of parties that may collude with the server.
-            dropout: the share of parties that may vanish between advertising keys and unmasking.
-            population, round_id, group, public_seed, plan_hash, checkpoint_hash, broadcast_hash, authority: as above.
+        ``adversary`` is the share of parties that may collude with the server, ``dropout`` the share that may vanish
+        between advertising keys and unmasking; all others are attributes of :class:`Session`.
 
         Raises:
             SecAggParameterError: no safe numbers for that size, adversary and dropout.

@@ -1,14 +1,15 @@
 """Shamir's secret sharing (1979) of byte strings over GF(2^16).
 
-The secret is the constant term of a random polynomial of degree ``t - 1``, one polynomial for each two bytes; the holder
-at ``x`` gets its values there. Any ``t`` shares determine the secret; ``t - 1`` are independent of it. Shares carry no
-check of their own: whoever combines must check the result against a public key or a commitment, because a holder may
-lie.
+The secret is the constant term of a random polynomial of degree ``t - 1``, one polynomial for each two bytes; the
+holder at ``x`` gets its values there. Any ``t`` shares determine the secret; ``t - 1`` are independent of it. Shares
+carry no check of their own: whoever combines must check the result against a public key or a commitment, because a
+holder may lie.
 """
 
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from covey.secagg import field
 from covey.secagg.field import ORDER, Elements
@@ -84,10 +85,11 @@ def combine_many(holders: Sequence[int], shares: Elements) -> Elements:
     return out
 
 
-def _lagrange_logs(holders: Sequence[int]) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+def _lagrange_logs(holders: Sequence[int]) -> NDArray[np.int32]:
     """Return the logarithms of ``prod_{j != i} x_j / (x_j - x_i)``: Lagrange's weights at zero."""
     x = np.asarray(holders, np.uint16)
     log_x = field.log(x).astype(np.int64)
     differences = field.log(x[:, None] ^ x[None, :]).astype(np.int64)
     np.fill_diagonal(differences, 0)
-    return ((log_x.sum() - log_x - differences.sum(axis=1)) % ORDER).astype(np.int32)
+    logs: NDArray[np.int32] = ((log_x.sum() - log_x - differences.sum(axis=1)) % ORDER).astype(np.int32)
+    return logs

@@ -45,11 +45,11 @@ _NAMES = {_Fresh: "nothing", Advertised: "advertise", Shared: "share", Masked: "
 class Party:
     """One party in one session: bytes in, bytes out.
 
-    ``advertise``, ``share``, ``mask``, in active mode ``sign``, then ``unmask``. Every message is produced once: calling a
-    step again with the same request returns the same bytes, so a transport may retry as it likes, and with another
-    request raises. A check that fails ends the session for this party and drops its secrets; the input is checked before
-    anything happens, so a wrong input can be corrected. Secrets live in memory only and cannot be pickled: a restarted
-    party is gone, and the session goes on without it.
+    ``advertise``, ``share``, ``mask``, in active mode ``sign``, then ``unmask``. Every message is produced once: taking
+    a step again with the same request returns the same bytes, so a transport may retry as it likes, and with another
+    request raises. A check that fails ends the session for this party and drops its secrets; the input is checked
+    before anything happens, so a wrong input can be corrected. Secrets live in memory only and cannot be pickled: a
+    restarted party is gone, and the session goes on without it.
 
     Not thread-safe.
     """
@@ -70,8 +70,8 @@ class Party:
             session: as this party computed it from its own plan and downloads.
             index: assigned by the server, below ``n_max``.
             randomness: returns that many unpredictable bytes: ``os.urandom``. Nothing else will do outside tests.
-            used_sessions: the ids of all sessions that this party was in; this one is added. Keep it as long as a server
-                could replay a session.
+            used_sessions: the ids of all sessions that this party was in; this one is added. Keep it as long as a
+                server could replay a session.
             identity: in active mode, a certified identity key.
             now_s: in active mode, seconds since 1970 by the party's own clock, for expiry.
 
@@ -155,14 +155,15 @@ class Party:
         return self._step("sign", Masked, survivors, lambda state, m: sign(state, identity, m))
 
     def unmask(self, request: bytes) -> bytes:
-        """Step 5: take the ``Survivors`` (active mode: the ``Signatures``), return the ``Opening``. The session is over.
+        """Step 5: take ``Survivors`` (active mode: ``Signatures``), return the ``Opening``; the session is over.
 
         Raises:
             SecAggMessageError, ThresholdError, ConsistencyError: the request fails a check.
             StateError: not the step's turn.
         """
-        before = Signed if self.session.is_active else Masked
-        return self._step("unmask", before, request, lambda state, m: (_Done(), unmask(state, m)))
+        if self.session.is_active:
+            return self._step("unmask", Signed, request, lambda state, m: (_Done(), unmask(state, m)))
+        return self._step("unmask", Masked, request, lambda state, m: (_Done(), unmask(state, m)))
 
     def leave(self) -> None:
         """Drop all secrets: this party takes no further part."""

@@ -63,8 +63,8 @@ class Server:
     returns what goes to each party. ``accept`` is cheap (a masked input costs one pass over it), ``open`` is the heavy
     part and may run elsewhere. A group that falls under a threshold raises, is discarded, and stays closed.
 
-    The transport vouches for who sent a message: ``index`` must come from an authenticated session, never from the body.
-    Not thread-safe.
+    The transport vouches for who sent a message: ``index`` must come from an authenticated session, never from the
+    body. Not thread-safe.
     """
 
     def __init__(self, session: Session, *, used_sessions: MutableSet[bytes]) -> None:

@@ -1,9 +1,9 @@
 """Step 5 of the server: collect shares, rebuild the seeds, and take the masks off the sum.
 
 For a survivor its self seed is combined, for a dropout its mask key; each is checked against what its owner published
-before any use. Then every survivor's own mask is subtracted, and every mask between a dropout and a surviving neighbour.
-That is nearly all of the server's work, so it is cut into tasks for an executor of processes. A task returns partial
-sums in the rings; addition there is exact and commutative, so the bits do not depend on the number of workers.
+before any use. Then every survivor's own mask is subtracted, and every mask between a dropout and a surviving
+neighbour. That is nearly all of the server's work, so it is cut into tasks for an executor of processes. A task returns
+partial sums in the rings; addition there is exact and commutative, so the bits do not depend on the number of workers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
