@@ -10,9 +10,11 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 
+import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from numpy.typing import NDArray
 
 from covey.types.errors import PublicKeyError, ShareError
 
@@ -23,6 +25,7 @@ __all__ = [
     "Scope",
     "agree",
     "check_public_key",
+    "check_public_keys",
     "commitment",
     "expand",
     "extract",
@@ -44,6 +47,17 @@ SEALED_BYTES = 2 * SHARE_BYTES + 16
 """A share of the mask key and one of the self seed, with the AES-GCM tag."""
 
 _PRIME = 2**255 - 19
+_LOW_ORDER = frozenset(
+    bytes.fromhex(h)
+    for h in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+        "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+        "ec" + "ff" * 30 + "7f",
+    )
+)
+"""All points of order 1, 2, 4 and 8 in their canonical encodings, on the curve and its twist."""
 _NONCE = bytes(12)  # safe: every key seals one message, in one direction, once
 
 
@@ -85,13 +99,36 @@ def public_key(private: bytes) -> bytes:
 
 
 def check_public_key(raw: bytes) -> None:
-    """Raise unless ``raw`` is the one encoding of a point: 32 bytes, little-endian, below 2^255 - 19.
+    """Raise unless ``raw`` is the one encoding of a point of large order: 32 bytes, little-endian, below 2^255 - 19.
 
     Raises:
-        PublicKeyError: RFC 7748 would accept other encodings; two encodings of one key would hide a repeated key.
+        PublicKeyError: RFC 7748 would accept other encodings, but two encodings of one key would hide a repeated key.
     """
     if len(raw) != KEY_BYTES or int.from_bytes(raw, "little") >= _PRIME:
         raise PublicKeyError("public key", expected="32 bytes, a canonical encoding", got="another")
+    if raw in _LOW_ORDER:
+        raise PublicKeyError("public key", expected="a point of large order", got="one of low order")
+
+
+def check_public_keys(keys: NDArray[np.uint8]) -> None:
+    """Check many keys as :func:`check_public_key` does, and that all are different.
+
+    Args:
+        keys: uint8[keys, 32].
+
+    Raises:
+        PublicKeyError: a key that fails, or one twice.
+    """
+    # 255 bits reach the prime only if all of them but the lowest five are ones: look closer at those keys
+    large = (keys[:, 31] >= 0x7F) & (np.all(keys[:, 1:31] == 0xFF, axis=1) | (keys[:, 31] >= 0x80))
+    for key in keys[large]:
+        check_public_key(key.tobytes())
+    raw = keys.tobytes()
+    distinct = {raw[i : i + KEY_BYTES] for i in range(0, len(raw), KEY_BYTES)}
+    if len(distinct) != len(keys):
+        raise PublicKeyError("public keys", expected="keys that are all different", got="one twice")
+    for key_bytes in distinct & _LOW_ORDER:
+        check_public_key(key_bytes)
 
 
 def agree(private: X25519PrivateKey, peer: bytes) -> bytes:

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from covey.secagg.identity import Certificate
 from covey.secagg.keys import KEY_BYTES, SEALED_BYTES, SHARE_BYTES
@@ -174,28 +175,50 @@ class Advertisement:
 
 @dataclass(frozen=True, slots=True)
 class Roster:
-    """U1: who advertised, sorted by index."""
+    """U1: who advertised, sorted by index. Entries are decoded when they are needed: a party needs its neighbours'.
+
+    Attributes:
+        indices: of the parties, ascending.
+        listed: for each party its index and its entry, as they travel.
+    """
 
     kind: ClassVar[int] = 2
-    entries: tuple[Advertisement, ...]
+    indices: tuple[int, ...]
+    listed: bytes
+
+    @classmethod
+    def of(cls, entries: Sequence[Advertisement]) -> Self:
+        """Return the roster of these entries, which ascend by index."""
+        listed = b"".join(e.index.to_bytes(2, "little") + e.entry() for e in entries)
+        return cls(tuple(e.index for e in entries), listed)
 
     def encode(self, session: Session) -> bytes:
         """Return the message; all of U1 get the same bytes."""
-        listed = b"".join(e.index.to_bytes(2, "little") + e.entry() for e in self.entries)
-        return header(session, self.kind) + len(self.entries).to_bytes(2, "little") + listed
+        return header(session, self.kind) + len(self.indices).to_bytes(2, "little") + self.listed
 
     @classmethod
     def decode(cls, session: Session, message: bytes) -> Self:
         """Read it; indices ascend and are below ``n_max``."""
         reader = _Reader("roster", body(session, cls.kind, _EVERYBODY, message))
-        entries: list[Advertisement] = []
-        for _ in range(reader.count(session.n_max)):
-            index = reader.number(2)
-            if index >= session.n_max or (entries and index <= entries[-1].index):
-                raise reader.malformed(f"ascending indices below {session.n_max}", "others")
-            entries.append(Advertisement.read(reader, session, index))
+        count = reader.count(session.n_max)
+        listed = reader.take(count * (2 + session.entry_bytes))
         reader.end()
-        return cls(tuple(entries))
+        records = np.frombuffer(listed, np.uint8).reshape(count, 2 + session.entry_bytes)
+        indices = records[:, :2].copy().view("<u2")[:, 0].astype(np.int64)
+        if np.any(np.diff(indices, append=session.n_max) <= 0):
+            raise reader.malformed(f"ascending indices below {session.n_max}", "others")
+        return cls(tuple(indices.tolist()), listed)
+
+    def entry(self, session: Session, position: int) -> Advertisement:
+        """Return the entry at a position."""
+        size = 2 + session.entry_bytes
+        entry = memoryview(self.listed)[position * size + 2 : (position + 1) * size]
+        return Advertisement.read(_Reader("roster", entry), session, self.indices[position])
+
+    def public_keys(self, session: Session) -> NDArray[np.uint8]:
+        """Return uint8[2 * parties, 32]: everybody's cipher and mask keys."""
+        records = np.frombuffer(self.listed, np.uint8).reshape(len(self.indices), 2 + session.entry_bytes)
+        return records[:, 2 : 2 + 2 * KEY_BYTES].reshape(-1, KEY_BYTES)
 
     def root(self, session: Session) -> bytes:
         """Return the hash of all entries, to which every later key and signature is bound."""
@@ -244,10 +267,7 @@ class Delivery:
         """Read a message for this party; whether the count fits the bitmap is the party's to check."""
         reader = _Reader("delivery", body(session, cls.kind, index, message))
         sharers = _bits(reader, num_parties)
-        count = reader.count(num_parties)
-        sealed = tuple(reader.take(SEALED_BYTES) for _ in range(count))
-        reader.end()
-        return cls(index, sharers, sealed)
+        return cls(index, sharers, _pieces(reader, None, SEALED_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,13 +385,13 @@ class Opening:
         return cls(index, _pieces(reader, num_shares, SHARE_BYTES))
 
 
-def _pieces(reader: _Reader, count: int, num_bytes: int) -> tuple[bytes, ...]:
+def _pieces(reader: _Reader, count: int | None, num_bytes: int) -> tuple[bytes, ...]:
     found = reader.count(MAX_PARTIES)
-    if found != count:
+    if count is not None and found != count:
         raise reader.malformed(f"{count} shares", str(found))
-    out: Sequence[bytes] = [reader.take(num_bytes) for _ in range(count)]
+    raw = reader.take(found * num_bytes)
     reader.end()
-    return tuple(out)
+    return tuple(raw[i : i + num_bytes] for i in range(0, len(raw), num_bytes))
 
 
 def _bits(reader: _Reader, num_parties: int) -> bytes:

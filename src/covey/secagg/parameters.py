@@ -13,7 +13,7 @@ Bell et al. (2020), section 3.2, in the form of the production implementation. F
 **What is used differs on purpose.** ``floor`` lets the adversary vanish in small groups (5 % of 10 is nobody), so the
 used numbers take ``ceil`` and at least one adversary. Up to 128 parties the graph is complete, because it is cheap
 there and the bounds above are meant for large ``n``; at ``n = 10`` the table gives ``k = 2``, which is not safe.
-Against an active server the graph is complete, in groups of at most 512, and ``t`` is the quorum of Bonawitz et al. (2017).
+Against an active server the graph is complete, in groups of at most 512, and ``t`` is the 2017 protocol's quorum.
 """
 
 import math

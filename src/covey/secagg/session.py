@@ -20,7 +20,6 @@ __all__ = ["COUNTER", "VERSION", "Mode", "Session"]
 
 VERSION = 1
 SEALED_BYTES = 80
-ENTRY_BYTES = 64 + 32 + 8 + 64 + 64
 MAX_SEGMENTS = 64
 MAX_PACKED_BYTES = 1 << 31
 
@@ -139,10 +138,15 @@ class Session:
         return sum(packed_bytes(s.length, s.ring_bits) for s in self.segments)
 
     @property
+    def entry_bytes(self) -> int:
+        """The length of what a party advertises: two public keys, in active mode also its identity and signature."""
+        return 64 + (32 + 8 + 64 + 64 if self.is_active else 0)
+
+    @property
     def max_message_bytes(self) -> int:
         """The longest message of any step, so that a transport need not read more."""
         shares = (self.num_neighbours + 1) * SEALED_BYTES
-        return 64 + max(self.packed_bytes, shares + -(-self.n_max // 8), 2 + self.n_max * (2 + ENTRY_BYTES))
+        return 64 + max(self.packed_bytes, shares + -(-self.n_max // 8), 2 + self.n_max * (2 + self.entry_bytes))
 
     def _check_numbers(self) -> None:
         limit = MAX_GROUP_ACTIVE if self.is_active else MAX_PARTIES

@@ -53,7 +53,7 @@ def sign(state: Masked, identity: Identity, message: bytes) -> tuple[Signed, byt
     group = state.group
     bits = check_survivors(state, message)
     signature = identity.key.sign(transcript(group.session, group.scope.root, state.sharers, bits))
-    index = group.entries[state.position].index
+    index = group.indices[state.position]
     return Signed(state, bits), Signature(index, signature).encode(group.session)
 
 
@@ -67,7 +67,7 @@ def check_signatures(state: Signed, message: bytes) -> None:
     """
     masked, group = state.masked, state.masked.group
     statement = transcript(group.session, group.scope.root, masked.sharers, state.survivors)
-    survivors = {group.entries[p].index: group.entries[p] for p in positions(state.survivors)}
+    survivors = {group.indices[p]: group.entry(p) for p in positions(state.survivors)}
     signatures = Signatures.decode(group.session, message).signatures
     if len(signatures) < group.session.threshold:
         raise ThresholdError("signatures", expected=f"at least {group.session.threshold}", got=str(len(signatures)))

@@ -61,7 +61,7 @@ def mask(state: Shared, message: bytes, inputs: Inputs) -> tuple[Masked, bytes]:
         ShareError: a sealed share does not open.
     """
     group = state.group
-    session, own = group.session, group.entries[state.position]
+    session, own = group.session, group.entry(state.position)
     delivery = Delivery.decode(session, own.index, message, group.size)
     sharers = positions(delivery.sharers)
     if len(sharers) < session.quorum:
@@ -78,7 +78,7 @@ def mask(state: Shared, message: bytes, inputs: Inputs) -> tuple[Masked, bytes]:
     held = {}
     for p, sealed in zip(present, delivery.sealed, strict=True):
         # opened before masking: if a neighbour dealt garbage, it is better to drop out now than after the input left
-        share = open_share(group.scope, state.keys[p], group.entries[p].index, own.index, sealed)
+        share = open_share(group.scope, state.keys[p], group.indices[p], own.index, sealed)
         held[p] = Held(share[:SHARE_BYTES], share[SHARE_BYTES:])
     message_out = _masked_message(state, present, inputs)
     return Masked(group, state.position, delivery.sharers, held, state.own_share), message_out
@@ -89,11 +89,11 @@ def mask_keys(state: Shared, present: Sequence[int]) -> list[tuple[tuple[bytes, 
 
     Of a pair, the lower index adds and the higher one subtracts.
     """
-    group, own = state.group, state.group.entries[state.position]
+    group, own = state.group, state.group.entry(state.position)
     private = X25519PrivateKey.from_private_bytes(state.mask_private)
     keys = [(self_key(group.scope, state.self_seed, own.index, own.mask_key), False)]
     for p in present:
-        peer = group.entries[p]
+        peer = group.entry(p)
         shared = agree(private, peer.mask_key)
         key = pair_key(group.scope, shared, own.index, peer.index, own.mask_key, peer.mask_key)
         keys.append((key, own.index > peer.index))
@@ -122,7 +122,7 @@ def check_inputs(segments: Sequence[Segment], inputs: Inputs) -> None:
 
 
 def _masked_message(state: Shared, present: Sequence[int], inputs: Inputs) -> bytes:
-    session, own = state.group.session, state.group.entries[state.position]
+    session, own = state.group.session, state.group.entry(state.position)
     keys = mask_keys(state, present)
     message = MaskedInput.begin(session, own.index)
     out, start = np.frombuffer(message, np.uint8), HEADER_BYTES

@@ -1,12 +1,13 @@
 """Step 2 of a party: check who takes part, and share both secrets among its neighbours and itself."""
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from covey.secagg.group import Group
 from covey.secagg.identity import verify, verify_certificate
-from covey.secagg.keys import KEY_BYTES, SHARE_BYTES, agree, check_public_key, commitment, seal_key, seal_share
-from covey.secagg.messages import Roster, Shares
+from covey.secagg.keys import KEY_BYTES, SHARE_BYTES, agree, check_public_keys, commitment, seal_key, seal_share
+from covey.secagg.messages import Advertisement, Roster, Shares
 from covey.secagg.party.advertise import Advertised
 from covey.secagg.session import Session
 from covey.secagg.shamir import split
@@ -48,25 +49,25 @@ def share(
     """
     roster = Roster.decode(session, message)
     check_roster(session, roster, state.own.index, now_s)
-    group = Group.of(session, roster)
-    position = group.position(state.own.index)
-    if position is None or group.entries[position] != state.own:
+    group, own = Group(session, roster), state.own
+    position = bisect_left(group.indices, own.index)
+    if own.index not in group.indices or group.entry(position) != own:
         raise PublicKeyError("roster", expected="this party's own keys, as it advertised them", got="others or none")
     neighbours = group.graph.neighbours(position)
     self_seed = randomness(KEY_BYTES)
-    holders = [state.own.index + 1, *(group.entries[p].index + 1 for p in neighbours)]
-    # one polynomial for both secrets, limb by limb: the first half of a share is the mask key's, the other the seed's
+    holders = [own.index + 1, *(group.indices[p] + 1 for p in neighbours)]
+    # limbs are shared one by one, so both secrets go at once: half of a share is the mask key's, half the seed's
     shares = split(state.mask_private + self_seed, session.threshold, holders, randomness)
     sealed, keys = [], {}
     for p, dealt in zip(neighbours, shares[1:], strict=True):
-        peer, own, scope = group.entries[p], state.own, group.scope
+        peer, scope = group.entry(p), group.scope
         shared = agree(state.cipher, peer.cipher_key)
         there = seal_key(scope, shared, own.index, peer.index, own.cipher_key, peer.cipher_key)
         keys[p] = seal_key(scope, shared, peer.index, own.index, peer.cipher_key, own.cipher_key)
         sealed.append(seal_share(scope, there, own.index, peer.index, dealt))
-    committed = commitment(group.scope, self_seed, state.own.index)
+    committed = commitment(group.scope, self_seed, own.index)
     shared_state = Shared(group, position, neighbours, state.mask_private, self_seed, shares[0][SHARE_BYTES:], keys)
-    return shared_state, Shares(state.own.index, committed, tuple(sealed)).encode(session)
+    return shared_state, Shares(own.index, committed, tuple(sealed)).encode(session)
 
 
 def check_roster(session: Session, roster: Roster, own_index: int, now_s: int) -> None:
@@ -77,19 +78,19 @@ def check_roster(session: Session, roster: Roster, own_index: int, now_s: int) -
         PublicKeyError: a key that is repeated, not canonical, or not signed by its party.
         EnrolmentError: an identity that the pinned authority did not certify, an expired or a repeated one.
     """
-    if len(roster.entries) < session.quorum:
-        raise ThresholdError("roster", expected=f"at least {session.quorum} parties", got=str(len(roster.entries)))
-    keys = [k for e in roster.entries for k in (e.cipher_key, e.mask_key)]
-    for key in keys:
-        check_public_key(key)
-    if len(set(keys)) != len(keys):
-        raise PublicKeyError("roster", expected="keys that are all different", got="one twice")
-    if not session.is_active:
-        return
-    certificates = [e.certificate for e in roster.entries if e.certificate]
-    if len({c.identity_key for c in certificates}) != len(roster.entries):
+    size = len(roster.indices)
+    if size < session.quorum:
+        raise ThresholdError("roster", expected=f"at least {session.quorum} parties", got=str(size))
+    check_public_keys(roster.public_keys(session))
+    if session.is_active:
+        _check_identities(session, [roster.entry(session, p) for p in range(size)], own_index, now_s)
+
+
+def _check_identities(session: Session, entries: Sequence[Advertisement], own_index: int, now_s: int) -> None:
+    certificates = [e.certificate for e in entries if e.certificate]
+    if len({c.identity_key for c in certificates}) != len(entries):
         raise EnrolmentError("roster", expected="a different identity for each party", got="one twice")
-    for entry, certificate in zip(roster.entries, certificates, strict=True):
+    for entry, certificate in zip(entries, certificates, strict=True):
         if entry.index == own_index:
             continue  # compared byte for byte with what this party sent
         verify_certificate(certificate, session.authority, session.population, now_s)

@@ -35,5 +35,5 @@ class Advertising:
 
     def close(self) -> tuple[Group, dict[int, bytes]]:
         """Return the group U1 and what goes to each party: the same roster."""
-        roster = Roster(tuple(self._entries[i] for i in sorted(self._entries)))
-        return Group.of(self._session, roster), dict.fromkeys(self._entries, roster.encode(self._session))
+        roster = Roster.of([self._entries[i] for i in sorted(self._entries)])
+        return Group(self._session, roster), dict.fromkeys(self._entries, roster.encode(self._session))

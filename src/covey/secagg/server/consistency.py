@@ -13,11 +13,11 @@ class Agreeing:
 
     def __init__(self, group: Group, sharers: frozenset[int], survivors: frozenset[int]) -> None:
         self._group = group
-        self._survivors = survivors
         self._statement = transcript(
             group.session, group.scope.root, bitmap(sharers, group.size), bitmap(survivors, group.size)
         )
         self._signatures: dict[int, bytes] = {}
+        self._signers: list[int] = []
 
     def accept(self, position: int, message: bytes) -> None:
         """Keep a signature. It is checked here too, so that one broken party does not make all others refuse.
@@ -26,14 +26,15 @@ class Agreeing:
             SecAggMessageError: malformed.
             ConsistencyError: not the party's signature under what it was told.
         """
-        entry = self._group.entries[position]
+        entry = self._group.entry(position)
         signature = Signature.decode(self._group.session, entry.index, message).signature
         assert entry.certificate is not None  # the roster of an active session has one in every entry
         error = ConsistencyError("signature", expected="one under the same transcript", got="another")
         verify(entry.certificate.identity_key, signature, self._statement, error)
         self._signatures[entry.index] = signature
+        self._signers.append(position)
 
     def close(self) -> dict[int, bytes]:
-        """Return what goes to each of U3, by position: all signatures."""
+        """Return what goes to each of those who signed, by position: all signatures."""
         message = Signatures(tuple(sorted(self._signatures.items()))).encode(self._group.session)
-        return dict.fromkeys(self._survivors, message)
+        return dict.fromkeys(self._signers, message)

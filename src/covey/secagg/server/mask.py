@@ -29,7 +29,7 @@ class Masking:
             SecAggMessageError: malformed; the sum is untouched.
         """
         segments, start = self.group.session.segments, 0
-        masked = MaskedInput.decode(self.group.session, self.group.entries[position].index, message)
+        masked = MaskedInput.decode(self.group.session, self.group.indices[position], message)
         packed, parts = np.frombuffer(masked.packed, np.uint8), []
         for s in segments:
             end = start + packed_bytes(s.length, s.ring_bits)

@@ -207,7 +207,7 @@ class Server:
             raise ThresholdError(self._where, expected=f"at least {needed} parties", got=str(len(left)))
         if self.step is Step.ADVERTISE:
             group, out = self._advertising.close()
-            self._positions = {e.index: p for p, e in enumerate(group.entries)}
+            self._positions = {index: p for p, index in enumerate(group.indices)}
             self._sharing = Sharing(group)
             return self._next(Step.SHARE, out)
         sharing, masking = self._sharing, self._masking

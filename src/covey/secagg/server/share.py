@@ -23,7 +23,7 @@ class Sharing:
             SecAggMessageError: malformed.
         """
         group = self.group
-        index = group.entries[position].index
+        index = group.indices[position]
         shares = Shares.decode(group.session, index, message, len(self.neighbours[position]))
         self.commitments[position] = shares.commitment
         self._sealed[position] = shares.sealed
@@ -45,6 +45,6 @@ class Sharing:
         for p, shares in inbox.items():
             if len(shares) + 1 < group.session.threshold:
                 raise ThresholdError("shares", expected=f"{group.session.threshold} holders", got=str(len(shares) + 1))
-            out[p] = Delivery(group.entries[p].index, sharers, tuple(shares)).encode(group.session)
+            out[p] = Delivery(group.indices[p], sharers, tuple(shares)).encode(group.session)
         self._sealed = {}
         return out

@@ -81,7 +81,7 @@ class Unmasking:
             SecAggMessageError: malformed.
         """
         group = self._group
-        opening = Opening.decode(group.session, group.entries[position].index, message, len(self._circle[position]))
+        opening = Opening.decode(group.session, group.indices[position], message, len(self._circle[position]))
         self._openings[position] = opening.shares
 
     def check_holders(self) -> None:
@@ -115,7 +115,7 @@ class Unmasking:
 
     def _secrets(self) -> dict[int, bytes]:
         """Combine from the first ``t`` holders of each; secrets with the same holders are combined together."""
-        entries, t = self._group.entries, self._group.session.threshold
+        group, t = self._group, self._group.session.threshold
         place = {p: {q: i for i, q in enumerate(circle)} for p, circle in self._circle.items()}
         by_holders: dict[tuple[int, ...], list[int]] = {}
         for p in self._needed():
@@ -124,14 +124,14 @@ class Unmasking:
         for holders, owners in by_holders.items():
             raw = b"".join(self._openings[h][place[h][p]] for p in owners for h in holders)
             shares = field.from_bytes(raw).reshape(len(owners), len(holders), field.LIMBS)
-            combined = combine_many([entries[h].index + 1 for h in holders], shares)
+            combined = combine_many([group.indices[h] + 1 for h in holders], shares)
             out |= {p: field.to_bytes(row) for p, row in zip(owners, combined, strict=True)}
         for p, secret in out.items():
             self._check(p, secret)
         return out
 
     def _check(self, position: int, secret: bytes) -> None:
-        group, entry = self._group, self._group.entries[position]
+        group, entry = self._group, self._group.entry(position)
         if position in self._survivors:
             holds = commitment(group.scope, secret, entry.index) == self._commitments[position]
         else:
@@ -143,15 +143,15 @@ class Unmasking:
             )  # fmt: skip
 
     def _tasks(self, secrets: Mapping[int, bytes], num_tasks: int) -> list[UnmaskTask]:
-        group, entries = self._group, self._group.entries
-        survivors = [(entries[p], secrets[p]) for p in sorted(self._survivors)]
+        group = self._group
+        survivors = [(group.entry(p), secrets[p]) for p in sorted(self._survivors)]
         gone = sorted(secrets.keys() - self._survivors)
         pairs = [(p, q) for p in gone for q in self._circle[p] if q in self._survivors]
         tasks = []
         for i in range(num_tasks):
             peers: dict[int, list[Advertisement]] = {}
             for p, q in pairs[i::num_tasks]:
-                peers.setdefault(p, []).append(entries[q])
-            shared = tuple((entries[p], secrets[p], tuple(qs)) for p, qs in peers.items())
+                peers.setdefault(p, []).append(group.entry(q))
+            shared = tuple((group.entry(p), secrets[p], tuple(qs)) for p, qs in peers.items())
             tasks.append(UnmaskTask(group.session.segments, group.scope, tuple(survivors[i::num_tasks]), shared))
         return tasks
