@@ -63,9 +63,7 @@ def party(s: Session, index: int, seed: object = 0, **changes: object) -> Party:
 
 def inputs(s: Session, index: int, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng([seed, index])
-    return [
-        rng.integers(-x.bound if x.signed else 0, x.bound + 1, x.length, dtype=np.int64) for x in s.segments[:-1]
-    ]
+    return [rng.integers(-x.bound if x.signed else 0, x.bound + 1, x.length, dtype=np.int64) for x in s.segments[:-1]]
 
 
 @dataclass

@@ -96,7 +96,12 @@ def test_a_seal_is_gcm_with_a_zero_nonce_and_binds_everything():
     aad = b"covey secagg 1 sealed share\0" + b"s" * 32 + b"r" * 32 + b"\x03\0\x05\0"
     assert sealed == AESGCM(key).encrypt(bytes(12), share, aad)
     assert keys.open_share(scope, key, 3, 5, sealed) == share
-    others = [(scope, key, 5, 3), (scope, key, 3, 4), (scope, b"x" * 32, 3, 5), (Scope(b"t" * 32, b"r" * 32), key, 3, 5)]
+    others = [
+        (scope, key, 5, 3),
+        (scope, key, 3, 4),
+        (scope, b"x" * 32, 3, 5),
+        (Scope(b"t" * 32, b"r" * 32), key, 3, 5),
+    ]
     others.append((Scope(b"s" * 32, b"q" * 32), key, 3, 5))
     for other in others:
         with pytest.raises(ShareError):
