@@ -25,6 +25,7 @@ _COMMANDS: Mapping[str, str] = {
     "device": "covey.cli.device",
     "plan": "covey.cli.plan",
     "data": "covey.cli.data",
+    "secagg": "covey.cli.secagg",
 }
 """In the order in which a newcomer meets them."""
 

@@ -35,6 +35,16 @@
     │   ├── RoundClosedError   round_closed          a stale round: closed before the report came
     │   └── AlreadyCountedError already_counted      a second report for one session
     ├── StateError             illegal_transition    a message that the state machine does not accept now
+    ├── SecAggError            secagg                a secure sum that cannot go on
+    │   ├── SecAggMessageError secagg_message        malformed, of another session, or not canonical
+    │   ├── ThresholdError     secagg_threshold      fewer than t shares, or fewer than min_survivors parties
+    │   ├── PublicKeyError     secagg_public_key     forged, swapped, repeated, not canonical, or of low order
+    │   ├── EnrolmentError     secagg_enrolment      no certificate from the pinned authority, or an expired one
+    │   ├── ShareError         secagg_share          tampered, misrouted, or not the share that was dealt
+    │   ├── ConsistencyError   secagg_consistency    parties were told different things, or a party twice
+    │   ├── CounterError       secagg_counter        the opened counter is not the number of survivors
+    │   ├── SecAggParameterError secagg_parameters   no degree and threshold satisfy what was asked
+    │   └── SessionReusedError secagg_session_reused a session id that was used before
     ├── TransportError         unreachable           no answer, a broken connection, a wrong certificate
     ├── BusyError              busy                  no room now; come again after ``retry_after_s``
     ├── NotFoundError          not_found
@@ -53,9 +63,12 @@ __all__ = [
     "AlreadyCountedError",
     "BlobHashError",
     "BusyError",
+    "ConsistencyError",
+    "CounterError",
     "CoveyError",
     "DataError",
     "DatasetMissingError",
+    "EnrolmentError",
     "ExampleError",
     "LayoutError",
     "NotFoundError",
@@ -69,13 +82,20 @@ __all__ = [
     "PlanSchemaError",
     "PlanSignatureError",
     "PortInUseError",
+    "PublicKeyError",
     "RecipeError",
     "RoundClosedError",
+    "SecAggError",
+    "SecAggMessageError",
+    "SecAggParameterError",
     "SessionError",
+    "SessionReusedError",
     "SessionUnknownError",
+    "ShareError",
     "StateError",
     "StorageError",
     "StorageFullError",
+    "ThresholdError",
     "TooFewExamplesError",
     "TooLargeError",
     "TrainingError",
@@ -335,6 +355,71 @@ class StateError(CoveyError):
 
     code = "illegal_transition"
     http_status = 409
+
+
+class SecAggError(CoveyError):
+    """A secure sum that cannot go on."""
+
+    code = "secagg"
+    http_status = 409
+
+
+class SecAggMessageError(SecAggError):
+    """A message that is malformed, of another session, or not in its one canonical encoding."""
+
+    code = "secagg_message"
+    http_status = 422
+
+
+class ThresholdError(SecAggError):
+    """Fewer than ``t`` shares, or fewer than ``min_survivors`` parties: nothing is opened."""
+
+    code = "secagg_threshold"
+
+
+class PublicKeyError(SecAggError):
+    """A public key that is forged, swapped, repeated, not canonical, or of low order."""
+
+    code = "secagg_public_key"
+    http_status = 422
+
+
+class EnrolmentError(SecAggError):
+    """An identity without a valid certificate from the pinned enrolment authority."""
+
+    code = "secagg_enrolment"
+    http_status = 401
+
+
+class ShareError(SecAggError):
+    """A share that was tampered with or misrouted, or shares that do not combine to what was committed to."""
+
+    code = "secagg_share"
+    http_status = 422
+
+
+class ConsistencyError(SecAggError):
+    """Parties were told different things, or one party was asked twice."""
+
+    code = "secagg_consistency"
+
+
+class CounterError(SecAggError):
+    """The opened counter is not the number of survivors: keys, shares or inputs diverged."""
+
+    code = "secagg_counter"
+
+
+class SecAggParameterError(SecAggError):
+    """No degree and threshold satisfy what was asked, or those given are unsafe."""
+
+    code = "secagg_parameters"
+
+
+class SessionReusedError(SecAggError):
+    """A session id that was used before."""
+
+    code = "secagg_session_reused"
 
 
 class TransportError(CoveyError):
