@@ -22,6 +22,7 @@ from covey.device.policy import OwnerPolicy
 from covey.device.session import (
     CONDITION_LAPSED,
     TIME_IS_UP,
+    AwaitStep,
     Counted,
     Effect,
     FetchBlob,
@@ -32,6 +33,7 @@ from covey.device.session import (
     SendAbandon,
     SendCheckIn,
     SendReport,
+    SendStep,
     Session,
     Train,
     Verified,
@@ -40,7 +42,7 @@ from covey.device.session import (
 from covey.device.trainer import OnnxTrainer, Trainer, TrainingStopped
 from covey.device.transport import HttpTransport, Transport
 from covey.types.errors import CoveyError, NotFoundError, StateError, UnauthorizedError, UsageError, VersionError
-from covey.wire.messages import BlobRef, Enroll
+from covey.wire.messages import BlobRef, Enroll, Reported
 
 __all__ = ["AgentEvent", "AgentSummary", "DeviceAgent"]
 
@@ -138,6 +140,7 @@ class DeviceAgent:
         self._stopping = threading.Event()
         self._credential: Credential | None = None
         self._num_failures = 0
+        self._used_sums: set[bytes] = set()
         self._has_run = False
 
     def stop(self) -> None:
@@ -205,7 +208,7 @@ class DeviceAgent:
 
     def _session(self) -> Outcome:
         """Run one session to its end."""
-        session = Session(self._policy, seed=os.urandom(32), verified=self._verified)
+        session = Session(self._policy, seed=os.urandom(32), verified=self._verified, used_sums=self._used_sums)
         try:
             outcome = self._drive(session)
         except KeyboardInterrupt:
@@ -250,6 +253,16 @@ class DeviceAgent:
                 reported = self._authorized(lambda bearer: self._transport.report(name, body, bearer))
                 self.summary.bytes_up += len(body)
                 return session.reported(reported)
+            case SendStep(session=name, step=step, body=body):
+                answer = self._authorized(lambda bearer: self._transport.send_step(name, step, body, bearer))
+                self.summary.bytes_up += len(body)
+                return session.reported(answer) if isinstance(answer, Reported) else session.taken(answer)
+            case AwaitStep(session=name, step=step):
+                told = self._authorized(lambda bearer: self._transport.await_step(name, step, bearer))
+                if told is None:
+                    return effect if self._may_train() else session.stopped()
+                self.summary.bytes_down += len(told) if isinstance(told, bytes) else 0
+                return session.told(told)
             case SendAbandon(session=name, message=abandon):
                 self._authorized(lambda bearer: self._transport.abandon(name, abandon, bearer))
                 return session.abandoned()

@@ -57,9 +57,7 @@ def check_offer(policy: OwnerPolicy, assignment: Assignment) -> None:
             hint="in plain mode the server could look at one update; the owner may accept that explicitly",
         )
     if assignment.mode == "secure":
-        raise PlanRefusedError(
-            "assignment: mode", expected="plain", got="secure", hint="this version of Covey cannot mask: upgrade it"
-        )
+        _check_seed(assignment)
     _check_size(assignment.plan, "plan", at_most=MAX_PLAN_BYTES)
     try:
         signature = bytes.fromhex(assignment.signature)
@@ -99,6 +97,13 @@ def check_assignment(policy: OwnerPolicy, plan: Plan, assignment: Assignment) ->
         )
     hyper_values(manifest, assignment.hyper)
     _check_blobs(manifest, assignment)
+
+
+def _check_seed(assignment: Assignment) -> None:
+    """Refuse a seed that cannot be read: a secure sum is bound to it."""
+    seed = assignment.public_seed
+    if len(seed) != 64 or not set(seed) <= set("0123456789abcdef"):
+        raise PlanRefusedError("assignment: public_seed", expected="32 bytes in lower-case hex", got="something else")
 
 
 def _check_blobs(manifest: Manifest, assignment: Assignment) -> None:

@@ -8,26 +8,32 @@ answers with the matching call::
     FetchBlob          gets the bytes of that name         fetched(data)
     Train              trains on the device's examples     trained(result)
     SendReport         sends the body                      reported(Reported)
+    SendStep           sends a message of a secure sum     taken(Taken), or reported(Reported) after the last
+    AwaitStep          waits for what it leads to          told(Joined | bytes)
     SendAbandon        tells the server, once              abandoned()
     Finished           nothing more: the outcome is final
 
 Where something fails it calls ``failed(error)``, and where the device may no longer train, ``stopped(reason)``.
-Secure aggregation takes its place between ``trained`` and ``SendReport``.
+In secure mode the steps of the sum take the place of ``SendReport``.
 
 Laws: a call that the state does not expect raises StateError and changes nothing; the report's bytes are made exactly
 once, and a retry sends the identical bytes (a second encoding under one mask would be a two-time pad).
 """
 
+import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, MutableSet
 from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
 from covey.compression.codec import Float64, codec_named
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
+from covey.device.secure import SecureReport
 from covey.device.trainer import LocalResult, TrainingJob
 from covey.plans.lint import lint_plan
+from covey.plans.manifest import Manifest
 from covey.plans.plan import Plan, unpack_plan
 from covey.types.errors import (
     AlreadyCountedError,
@@ -42,9 +48,10 @@ from covey.types.errors import (
 from covey.types.segments import HEADER
 from covey.types.tensors import Tensors, TensorSpec, sha256_hex, unpack_tensors
 from covey.wire.framing import encode_update
-from covey.wire.messages import Abandon, Assignment, BlobRef, CheckIn, ComeBack, Reported
+from covey.wire.messages import Abandon, Assignment, BlobRef, CheckIn, ComeBack, Joined, Reported, Taken
 
 __all__ = [
+    "AwaitStep",
     "CONDITION_LAPSED",
     "Counted",
     "Effect",
@@ -56,6 +63,7 @@ __all__ = [
     "SendAbandon",
     "SendCheckIn",
     "SendReport",
+    "SendStep",
     "Session",
     "SessionState",
     "TIME_IS_UP",
@@ -141,6 +149,27 @@ class SendReport:
 
 
 @dataclass(frozen=True, slots=True)
+class SendStep:
+    """Send a message of a secure sum. The same object comes back for every retry."""
+
+    session: str
+    step: str
+    body: bytes
+
+    def __repr__(self) -> str:
+        """Show the step and the size only."""
+        return f"SendStep({self.step}, {len(self.body)} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitStep:
+    """Wait for what a step of a secure sum leads to."""
+
+    session: str
+    step: str
+
+
+@dataclass(frozen=True, slots=True)
 class SendAbandon:
     """Tell the server that this session ends here. Best effort: the server notices by itself at its deadline."""
 
@@ -155,7 +184,7 @@ class Finished:
     outcome: Outcome
 
 
-Effect = SendCheckIn | FetchBlob | Train | SendReport | SendAbandon | Finished
+Effect = SendCheckIn | FetchBlob | Train | SendReport | SendStep | AwaitStep | SendAbandon | Finished
 
 
 class SessionState(Enum):
@@ -168,10 +197,13 @@ class SessionState(Enum):
     FETCHING_SHARED = "fetching_shared"
     TRAINING = "training"
     REPORTING = "reporting"
+    SECURING = "securing"
+    AWAITING = "awaiting"
     ABANDONING = "abandoning"
     FINISHED = "finished"
 
 
+_SUMMING = (SessionState.REPORTING, SessionState.SECURING, SessionState.AWAITING)
 _FETCHING = (SessionState.FETCHING_PLAN, SessionState.FETCHING_CHECKPOINT, SessionState.FETCHING_SHARED)
 
 
@@ -239,13 +271,23 @@ _AGAIN = "nothing was kept; it will be fetched again"
 class Session:
     """The state machine. One object serves one session; not thread-safe."""
 
-    def __init__(self, policy: OwnerPolicy, *, seed: bytes, verified: Verified | None = None) -> None:
+    def __init__(
+        self,
+        policy: OwnerPolicy,
+        *,
+        seed: bytes,
+        verified: Verified | None = None,
+        randomness: Callable[[int], bytes] = os.urandom,
+        used_sums: MutableSet[bytes] | None = None,
+    ) -> None:
         """Make a session that has not begun.
 
         Args:
             policy: what the device's owner accepts.
             seed: 32 bytes for the order of examples and for dropout; on a device from the operating system.
             verified: what this process has already checked.
+            randomness: returns that many unpredictable bytes, for keys and masks: the operating system's.
+            used_sums: the secure sums that this device took part in; kept from session to session.
         """
         self.state = SessionState.IDLE
         self.assignment: Assignment | None = None
@@ -257,6 +299,9 @@ class Session:
         self._effect: Effect | None = None
         self._outcome: Outcome | None = None
         self._trained = (0, 0)
+        self._randomness = randomness
+        self._used_sums = set() if used_sums is None else used_sums
+        self._secure: SecureReport | None = None
 
     @property
     def outcome(self) -> Outcome | None:
@@ -294,17 +339,40 @@ class Session:
         self._expect(SessionState.TRAINING)
         assert self.assignment is not None
         assert self._plan is not None
+        self._trained = (result.num_examples, result.num_steps)
+        if self.assignment.mode == "secure":
+            return self._begin_sum(self._plan.manifest, self.assignment, result)
         phase = self._plan.manifest.phases[self.assignment.phase]
         codecs = {HEADER: Float64(), **{s.name: codec_named(s.codec) for s in phase.segments}}
         # A part is encoded and dropped before the next: the update is never held twice.
         body = encode_update([(k, c.encode(result.segments.pop(k))) for k, c in codecs.items()])
-        self._trained = (result.num_examples, result.num_steps)
         self._params = {}
         return self._go(SessionState.REPORTING, SendReport(self.assignment.session, body))
 
+    def taken(self, message: Taken) -> Effect:
+        """Note that a message of the secure sum has arrived."""
+        self._expect(SessionState.SECURING)
+        assert isinstance(self._effect, SendStep)
+        return self._go(SessionState.AWAITING, AwaitStep(self._effect.session, self._effect.step))
+
+    def told(self, message: Joined | bytes) -> Effect:
+        """Take what a step of the secure sum led to, and make the next message, once."""
+        self._expect(SessionState.AWAITING)
+        assert isinstance(self._effect, AwaitStep)
+        assert self._secure is not None
+        awaited = self._effect
+        try:
+            if isinstance(message, Joined):
+                step, body = "advertise", self._secure.joined(message)
+            else:
+                step, body = self._secure.told(awaited.step, message)
+        except CoveyError as error:
+            return self._give_up(error.code, error)
+        return self._go(SessionState.SECURING, SendStep(awaited.session, step, body))
+
     def reported(self, message: Reported) -> Effect:
-        """Take the answer to the report."""
-        self._expect(SessionState.REPORTING)
+        """Take the answer to the report, or to the last step of a secure sum."""
+        self._expect(SessionState.REPORTING, SessionState.SECURING)
         return self._finish(self._counted(message.retry_after_s))
 
     def abandoned(self) -> Effect:
@@ -325,7 +393,7 @@ class Session:
             return self.abandoned()
         if self.state is SessionState.TRAINING:
             return self._give_up(error.code, error)
-        if self.state is SessionState.REPORTING and isinstance(error, AlreadyCountedError):
+        if self.state in _SUMMING and isinstance(error, AlreadyCountedError):
             return self._finish(self._counted(None))
         if isinstance(error, TransportError | BusyError):
             return self._effect
@@ -366,6 +434,26 @@ class Session:
         within_s = min(plan.manifest.budget.time_s, assignment.report_within_s)
         return self._go(SessionState.TRAINING, Train(job, within_s))
 
+    def _begin_sum(self, manifest: Manifest, assignment: Assignment, result: LocalResult) -> Effect:
+        self._params = {}
+        try:
+            self._secure = SecureReport(
+                manifest,
+                assignment,
+                self._policy.population,
+                result.segments,
+                randomness=self._randomness,
+                used_sums=self._used_sums,
+            )
+        except CoveyError as error:
+            return self._give_up(error.code, error)
+        return self._go(SessionState.SECURING, SendStep(assignment.session, "ready", b""))
+
+    def _drop_secrets(self) -> None:
+        if self._secure is not None:
+            self._secure.leave()
+            self._secure = None
+
     def _counted(self, retry_after_s: float | None) -> Counted:
         assert self.assignment is not None
         return Counted(self.assignment.round, *self._trained, retry_after_s)
@@ -373,10 +461,12 @@ class Session:
     def _give_up(self, reason: str, error: CoveyError | None) -> Effect:
         assert self.assignment is not None
         self._outcome, self._params = GaveUp(reason, error), {}
+        self._drop_secrets()
         return self._go(SessionState.ABANDONING, SendAbandon(self.assignment.session, Abandon(reason=reason)))
 
     def _finish(self, outcome: Outcome) -> Effect:
         self._outcome, self._params, self._plan = outcome, {}, None
+        self._drop_secrets()
         return self._go(SessionState.FINISHED, Finished(outcome))
 
     def _go(self, state: SessionState, effect: Effect) -> Effect:

@@ -14,6 +14,7 @@ from covey.types.errors import TooLargeError, TransportError, UsageError, WireEr
 from covey.wire.messages import (
     CREDENTIAL_SCHEME,
     MAX_MESSAGE_BYTES,
+    SECURE_STEPS,
     Abandon,
     Abandoned,
     Assignment,
@@ -22,8 +23,10 @@ from covey.wire.messages import (
     ComeBack,
     Enroll,
     Enrolled,
+    Joined,
     PopulationStatus,
     Reported,
+    Taken,
     decode_message,
     encode_message,
     error_from_body,
@@ -31,7 +34,7 @@ from covey.wire.messages import (
 
 __all__ = ["HttpTransport", "Transport", "tls_context"]
 
-M = TypeVar("M", Abandoned, Enrolled, PopulationStatus, Reported)
+M = TypeVar("M", Abandoned, Enrolled, PopulationStatus)
 
 LONG_POLL_S = 120.0
 """How long a check-in may go unanswered: longer than any server holds one."""
@@ -39,6 +42,8 @@ LONG_POLL_S = 120.0
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _LAST_WORD_TIMEOUT = httpx.Timeout(2.0)
 _CHUNK_BYTES = 64 << 10
+MAX_STEP_BYTES = 8 << 20
+"""What the server sends in a secure sum: at most the public keys of 16,384 parties and a few hundred shares."""
 
 
 class Transport(Protocol):
@@ -58,6 +63,14 @@ class Transport(Protocol):
 
     def report(self, session: str, body: bytes, credential: str) -> Reported:
         """Send an update."""
+        ...
+
+    def send_step(self, session: str, step: str, body: bytes, credential: str) -> Taken | Reported:
+        """Send a message of a secure sum; after the last one the update is in the sum."""
+        ...
+
+    def await_step(self, session: str, step: str, credential: str) -> Joined | bytes | None:
+        """Return what a step of a secure sum led to; None: not yet, ask again."""
         ...
 
     def abandon(self, session: str, message: Abandon, credential: str) -> Abandoned:
@@ -123,6 +136,21 @@ class HttpTransport:
         data = self._send("POST", path, body, credential, kind="application/octet-stream")
         return decode_message(data, Reported)
 
+    def send_step(self, session: str, step: str, body: bytes, credential: str) -> Taken | Reported:
+        """See :class:`Transport`."""
+        path = f"/v1/sessions/{_segment(session)}/secure/{_segment(step)}"
+        data = self._send("POST", path, body, credential, kind="application/octet-stream")
+        return decode_message(data, Reported if step == SECURE_STEPS[-1] else Taken)
+
+    def await_step(self, session: str, step: str, credential: str) -> Joined | bytes | None:
+        """See :class:`Transport`."""
+        path = f"/v1/sessions/{_segment(session)}/secure/{_segment(step)}"
+        with self._stream("GET", path, b"", credential, read_s=LONG_POLL_S) as response:
+            if response.status_code == 204:
+                return None
+            data = _bounded(response, MAX_STEP_BYTES)
+        return decode_message(data, Joined) if step == SECURE_STEPS[0] else data
+
     def abandon(self, session: str, message: Abandon, credential: str) -> Abandoned:
         """See :class:`Transport`. Once aborted, this is the last word, and must be quick."""
         self._last_word = True
@@ -187,7 +215,7 @@ class HttpTransport:
             request = self._client.build_request(method, path, content=body, headers=headers, extensions=extensions)
             response = self._client.send(request, stream=True)
             try:
-                if response.status_code != 200:
+                if response.status_code not in (200, 204):
                     raise error_from_body(response.status_code, _bounded(response), "server")
                 yield response
             finally:
@@ -257,13 +285,13 @@ def _assignment_or_come_back(data: bytes) -> Assignment | ComeBack:
     return decode_message(data, ComeBack)
 
 
-def _bounded(response: httpx.Response) -> bytes:
-    """Read an answer of at most :data:`MAX_MESSAGE_BYTES`."""
+def _bounded(response: httpx.Response, at_most: int = MAX_MESSAGE_BYTES) -> bytes:
+    """Read an answer of at most so many bytes."""
     data = bytearray()
     for chunk in response.iter_raw(_CHUNK_BYTES):
         data += chunk
-        if len(data) > MAX_MESSAGE_BYTES:
-            raise TooLargeError("answer", expected=f"at most {MAX_MESSAGE_BYTES} bytes", got="more")
+        if len(data) > at_most:
+            raise TooLargeError("answer", expected=f"at most {at_most} bytes", got="more")
     return bytes(data)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from covey.types.errors import PlanFormatError, PlanSchemaError
+from covey.types.errors import LayoutError, PlanFormatError, PlanSchemaError
 from covey.types.segments import Segment, header_segment, real_segment
 from covey.types.tensors import TensorSpec
 
@@ -42,6 +42,7 @@ __all__ = [
     "Phase",
     "PrivacyTerms",
     "Query",
+    "SecureTerms",
     "SegmentPlan",
     "decode_manifest",
     "encode_manifest",
@@ -149,20 +150,42 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     time_s: float = 600.0
 
 
+class SecureTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """How sums are masked: the numbers from which every device computes degree and threshold for itself.
+
+    A cohort is split into groups; each group's sum is opened by itself, of at least ``min_cohort`` devices or not at
+    all.
+
+    Attributes:
+        group_size: the most devices in a group.
+        adversary: the share of them that may collude with the server.
+        dropout: the share of them that may vanish between the end of training and the opening.
+        ring_bits: the model's coordinates are summed modulo ``2**ring_bits``.
+    """
+
+    group_size: int = 100
+    adversary: float = 0.05
+    dropout: float = 0.10
+    ring_bits: int = 32
+
+
 class PrivacyTerms(msgspec.Struct, frozen=True, kw_only=True):
     """What the population's owner promises, and every device checks for itself.
 
     Attributes:
-        mode: ``plain`` (the server could look at one update, though it stores none) or ``secure``.
+        mode: ``plain`` (the server could look at one update, though it stores none) or ``secure`` (it can only open
+            the sum of a group; it is assumed to be honest, but curious).
         min_cohort: the fewest devices whose sum may be opened.
         n_max: the most devices that may ever be selected for one sum; makes overflow impossible.
         max_weight: cap on one device's weight.
+        secure: how sums are masked; None in plain mode.
     """
 
     mode: str = "plain"
     min_cohort: int = 100
     n_max: int = 10_000
     max_weight: int = 10_000
+    secure: SecureTerms | None = None
 
 
 class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -203,14 +226,28 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Return the integer segments of an update: the header first, then the phase's own, in order.
 
         Raises:
-            LayoutError: a sum over ``n_max`` devices could wrap.
+            LayoutError: a sum over ``n_max`` devices could wrap, or a ring leaves too little room behind the point.
         """
         terms = self.privacy
-        out = [header_segment(len(self.metrics), terms.n_max)]
+        n_max = terms.secure.group_size if terms.secure else terms.n_max
+        ring_bits = terms.secure.ring_bits if terms.secure else 64
+        out = [header_segment(len(self.metrics), n_max)]
         for s in self.phases[phase].segments:
             weight = terms.max_weight if s.weighting == "examples" else 1
-            out.append(real_segment(s.name, s.length, s.max_delta * weight, terms.n_max))
+            segment = real_segment(s.name, s.length, s.max_delta * weight, n_max, ring_bits)
+            if segment.fraction_bits < _LEAST_FRACTION_BITS:
+                raise LayoutError(
+                    f"segment {s.name!r}",
+                    expected=f"room for {_LEAST_FRACTION_BITS} bits behind the point",
+                    got=f"{segment.fraction_bits} in a ring of {ring_bits}",
+                    hint="lower max_weight, max_delta or the group size, or widen ring_bits",
+                )
+            out.append(segment)
         return tuple(out)
+
+
+_LEAST_FRACTION_BITS = 8
+"""A weighted coordinate is rounded to 1/256 at worst: to 4e-6 of a device's change, at a thousand examples."""
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -249,6 +286,7 @@ def _validate(m: Manifest) -> None:
         (1 <= m.min_examples <= m.max_examples, "min_examples", "1 <= min_examples <= max_examples"),
         (m.eval_batch_size >= 1, "eval_batch_size", "at least 1"),
         (m.privacy.mode in ("plain", "secure"), "privacy.mode", "plain or secure"),
+        ((m.privacy.mode == "secure") == (m.privacy.secure is not None), "privacy.secure", "terms in secure mode only"),
         (1 <= m.privacy.min_cohort <= m.privacy.n_max, "privacy.min_cohort", "1 <= min_cohort <= n_max"),
         (m.privacy.max_weight >= 1, "privacy.max_weight", "at least 1"),
         (m.metrics[: len(BASE_METRICS)] == BASE_METRICS, "metrics", f"to start with {', '.join(BASE_METRICS)}"),
@@ -266,6 +304,11 @@ def _validate(m: Manifest) -> None:
                 "examples or none",
             ),
             (all(s.max_delta > 0 for s in p.segments), f"phases[{i}].max_delta", "above 0"),
+        ]
+    if (secure := m.privacy.secure) is not None:
+        checks += [
+            (m.privacy.min_cohort <= secure.group_size, "privacy.secure.group_size", "at least min_cohort"),
+            (secure.ring_bits in (*range(8, 33), 64), "privacy.secure.ring_bits", "8 to 32, or 64"),
         ]
     checks += [(h.low <= h.default <= h.high, f"hyper.{h.name}", "low <= default <= high") for h in m.hyper]
     for ok, where, expected in checks:

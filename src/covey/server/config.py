@@ -21,6 +21,7 @@ class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     patience_s: float = 1.0
     selection_timeout_s: float = 300.0
     report_timeout_s: float = 600.0
+    step_timeout_s: float = 30.0
     pause_s: float = 0.0
     max_rounds: int = 0
     hyper: dict[str, float] = {}

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import msgspec
+
 from covey.algorithms.algorithm import Aggregate, ServerState
 from covey.algorithms.registry import server_half
 from covey.plans.manifest import Manifest
@@ -68,6 +70,7 @@ class _Attempt:
     bytes_down: int = 0
     shards: tuple[int, ...] = ()
     sums: list[SegmentSum] = field(default_factory=list)
+    reason: str = ""
 
 
 class Coordinator:
@@ -161,8 +164,10 @@ class Coordinator:
             case Lost():
                 attempt.lost += 1
                 return self._progress(attempt, now_s)
-            case ShardClosed(total=total):
+            case ShardClosed(total=total, bytes_up=num_bytes, reason=reason):
                 attempt.sums.append(total)
+                attempt.bytes_up += num_bytes
+                attempt.reason = attempt.reason or reason
                 return self._apply(attempt, now_s) if len(attempt.sums) == len(attempt.shards) else []
         raise AssertionError(f"the coordinator does not take {type(message).__name__}")
 
@@ -216,29 +221,29 @@ class Coordinator:
         attempt.shards = tuple(range(min(self._num_shards, len(tickets))))
         attempt.deadline_s = now_s + self._settings.report_timeout_s
         self.state = CoordinatorState.REPORTING
+        offer = Assignment(
+            session="",
+            round=self.round + 1,
+            phase=attempt.phase,
+            plan=self._plan,
+            signature=self._record.signature,
+            checkpoint=self._checkpoint,
+            shared=shared_ref,
+            hyper=dict(self._settings.hyper),
+            mode=self._manifest.privacy.mode,
+            public_seed=sha256_hex(attempt.name.encode()),
+            report_within_s=self._settings.report_timeout_s,
+        )
         # Aggregators first: a report must never overtake the message that makes room for it.
         out = [
             Envelope(
                 aggregator_address(self.population, i),
-                OpenShard(attempt.name, attempt.phase, tuple(sessions[i :: len(attempt.shards)])),
+                OpenShard(attempt.name, attempt.phase, tuple(sessions[i :: len(attempt.shards)]), offer),
             )
             for i in attempt.shards
         ]
         for ticket, session in zip(tickets, sessions, strict=True):
-            message = Assignment(
-                session=session,
-                round=self.round + 1,
-                phase=attempt.phase,
-                plan=self._plan,
-                signature=self._record.signature,
-                checkpoint=self._checkpoint,
-                shared=shared_ref,
-                hyper=dict(self._settings.hyper),
-                mode=self._manifest.privacy.mode,
-                public_seed=sha256_hex(attempt.name.encode()),
-                report_within_s=self._settings.report_timeout_s,
-            )
-            out.append(Envelope(device_address(ticket), Reply(message)))
+            out.append(Envelope(device_address(ticket), Reply(msgspec.structs.replace(offer, session=session))))
         return out
 
     def _progress(self, attempt: _Attempt, now_s: float) -> list[Envelope]:
@@ -261,6 +266,9 @@ class Coordinator:
             total, *others = attempt.sums
             for other in others:
                 total.merge(other)
+            attempt.counted = total.num_folded  # of a secure cohort, some may have dropped out after they were ready
+            if not total.num_folded and attempt.reason:
+                return self._abandon(attempt, attempt.reason, now_s)
             smallest = self._manifest.privacy.min_cohort
             if total.num_folded < smallest:
                 raise LayoutError("sum", expected=f"at least {smallest} devices", got=str(total.num_folded))

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from covey.server.messages import AbandonArrived, DeviceArrived
+from covey.server.messages import AbandonArrived, DeviceArrived, ReportArrived, StepArrived
 from covey.server.service import Service
 from covey.types.errors import (
     CoveyError,
@@ -24,11 +24,13 @@ from covey.types.errors import (
 from covey.wire.messages import (
     CREDENTIAL_SCHEME,
     MAX_MESSAGE_BYTES,
+    SECURE_STEPS,
     Abandon,
     CheckIn,
     Enroll,
     Enrolled,
     ErrorBody,
+    Joined,
     decode_message,
     encode_message,
 )
@@ -37,6 +39,7 @@ __all__ = ["create_app"]
 
 Handler = Callable[[Request], Awaitable[Response]]
 
+_BINARY = "application/octet-stream"
 _IMMUTABLE = {"cache-control": "public, max-age=31536000, immutable"}
 _HTTP_CODES = {404: "not_found", 405: "wire_invalid"}
 
@@ -60,6 +63,27 @@ def create_app(service: Service) -> Starlette:
         return _json(await _unless_hung_up(request, answer, lambda: service.leave(ticket)))
 
     async def report(request: Request) -> Response:
+        session = request.path_params["session"]
+        _own_mode(service, "plain")
+        return _json(await received(request, lambda ticket, body: ReportArrived(ticket, session, body)))
+
+    async def step(request: Request) -> Response:
+        session, name = request.path_params["session"], _step(service, request)
+        return _json(await received(request, lambda ticket, body: StepArrived(ticket, session, name, body)))
+
+    async def told(request: Request) -> Response:
+        _authorize(service, request)
+        ticket, answer = service.await_step(request.path_params["session"], _step(service, request))
+        try:
+            message = await asyncio.wait_for(_unless_hung_up(request, answer, lambda: None), service.config.poll_s)
+        except TimeoutError:
+            return Response(status_code=204)  # not yet: ask again
+        finally:
+            service.give_up(ticket)
+        return _json(message) if isinstance(message, Joined) else Response(message, media_type=_BINARY)
+
+    async def received(request: Request, message: Callable[[str, memoryview], Any]) -> Any:
+        """Read a body into one of the few buffers, hand it over, and return what the aggregator answers."""
         _authorize(service, request)
         size = _content_length(request, service.max_body_bytes)
         buffer = service.take_buffer()
@@ -72,11 +96,11 @@ def create_app(service: Service) -> Starlette:
                 used += len(chunk)
             if used != size:
                 raise UpdateFormatError("report", expected=f"{size} bytes", got=f"{used} bytes", hint="truncated")
-            answer = service.report(request.path_params["session"], buffer, used)
+            answer = service.deliver(request.path_params["session"], buffer, used, message)
         except BaseException:
             service.give_buffer(buffer, used)
             raise
-        return _json(await answer)
+        return await answer
 
     async def abandon(request: Request) -> Response:
         message = decode_message(await _small_body(request), Abandon)
@@ -88,7 +112,7 @@ def create_app(service: Service) -> Starlette:
     async def blob(request: Request) -> Response:
         counted = "authorization" in request.headers and _authorize(service, request)
         data = service.blob(request.path_params["sha256"], counted=counted)
-        return Response(data, media_type="application/octet-stream", headers=_IMMUTABLE)
+        return Response(data, media_type=_BINARY, headers=_IMMUTABLE)
 
     async def status(request: Request) -> Response:
         after = request.query_params.get("after", "0")
@@ -107,6 +131,8 @@ def create_app(service: Service) -> Starlette:
             Route("/v1/enroll", enroll, methods=["POST"]),
             Route("/v1/checkin", check_in, methods=["POST"]),
             Route("/v1/sessions/{session}/report", report, methods=["POST"]),
+            Route("/v1/sessions/{session}/secure/{step}", step, methods=["POST"]),
+            Route("/v1/sessions/{session}/secure/{step}", told, methods=["GET"]),
             Route("/v1/sessions/{session}/abandon", abandon, methods=["POST"]),
             Route("/v1/plans/{sha256}", blob, methods=["GET"]),
             Route("/v1/checkpoints/{sha256}", blob, methods=["GET"]),
@@ -120,6 +146,19 @@ def create_app(service: Service) -> Starlette:
         },
         lifespan=lifespan,
     )
+
+
+def _own_mode(service: Service, mode: str) -> None:
+    if service.mode != mode:
+        raise WireError("session", expected=f"the {service.mode} mode's requests", got=f"one of {mode} mode")
+
+
+def _step(service: Service, request: Request) -> str:
+    _own_mode(service, "secure")
+    name: str = request.path_params["step"]
+    if name not in SECURE_STEPS:
+        raise NotFoundError("secure step", expected=f"one of {', '.join(SECURE_STEPS)}", got="another")
+    return name
 
 
 def _authorize(service: Service, request: Request) -> bool:

@@ -6,7 +6,7 @@
     coordinator -> selector     WantDevices
     selector    -> coordinator  DevicesSelected
     coordinator -> aggregator   OpenShard, CloseShard, DiscardShard
-    adapter     -> aggregator   ReportArrived, AbandonArrived
+    adapter     -> aggregator   ReportArrived, AbandonArrived; in secure mode StepArrived, StepAwaited
     aggregator  -> coordinator  Counted, Lost, ShardClosed
     adapter     -> coordinator  BytesServed
     any role    -> device/...   Reply (to the request with that ticket)
@@ -17,7 +17,7 @@ from typing import Any
 
 from covey.types.errors import CoveyError
 from covey.types.segments import SegmentSum
-from covey.wire.messages import Abandoned, Assignment, ComeBack, Reported
+from covey.wire.messages import Abandoned, Assignment, ComeBack, Joined, Reported, Taken
 
 __all__ = [
     "AbandonArrived",
@@ -34,6 +34,8 @@ __all__ = [
     "Reply",
     "ReportArrived",
     "ShardClosed",
+    "StepArrived",
+    "StepAwaited",
     "WantDevices",
     "aggregator_address",
     "coordinator_address",
@@ -110,16 +112,20 @@ class DevicesSelected:
 class Reply:
     """The answer to a request."""
 
-    message: Assignment | ComeBack | Reported | Abandoned | CoveyError
+    message: Assignment | ComeBack | Reported | Abandoned | Taken | Joined | bytes | CoveyError
 
 
 @dataclass(frozen=True, slots=True)
 class OpenShard:
-    """Begin a sum for these sessions of one attempt at a round."""
+    """Begin a sum for these sessions of one attempt at a round.
+
+    ``offer`` is what all of them are assigned, without their session: a secure sum is bound to it.
+    """
 
     attempt: str
     phase: int
     sessions: tuple[str, ...]
+    offer: Assignment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +139,29 @@ class ReportArrived:
     def __repr__(self) -> str:
         """Show sizes only: this message must never print an update or a session's token."""
         return f"ReportArrived({len(self.body)} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class StepArrived:
+    """A device's message of one step of a secure sum; ``step`` is one of ``SECURE_STEPS``."""
+
+    ticket: str
+    session: str
+    step: str
+    body: bytes | bytearray | memoryview
+
+    def __repr__(self) -> str:
+        """Show the step and the size only: this message must never print a session's token."""
+        return f"StepArrived({self.step}, {len(self.body)} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class StepAwaited:
+    """A device waits for what a step leads to. The ticket is answered when the step ends, or never."""
+
+    ticket: str
+    session: str
+    step: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +205,12 @@ class DiscardShard:
 
 @dataclass(frozen=True, slots=True)
 class ShardClosed:
-    """One shard's sum."""
+    """One shard's sum. In secure mode ``bytes_up`` of the protocol, and the code of why a group failed, if one did."""
 
     attempt: str
     total: SegmentSum
+    bytes_up: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

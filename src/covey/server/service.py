@@ -28,10 +28,11 @@ from covey.server.messages import (
     DeviceLeft,
     Envelope,
     Reply,
-    ReportArrived,
+    StepAwaited,
     coordinator_address,
     selector_address,
 )
+from covey.server.secure import SecureAggregator
 from covey.server.selector import Selector, SelectorSettings
 from covey.server.settings import RoundSettings
 from covey.storage.interface import PopulationRecord, Storage
@@ -116,7 +117,14 @@ class Service:
         self._engine = Engine(
             {selector_address(population): self.selector, coordinator_address(population): self.coordinator}
         )
-        self._aggregators = [Aggregator(population, manifest) for _ in range(config.num_shards)]
+        self._aggregators: list[Aggregator | SecureAggregator] = [
+            SecureAggregator(
+                population, manifest, chance=random.SystemRandom(), step_timeout_s=config.round.step_timeout_s
+            )
+            if self.mode == "secure"
+            else Aggregator(population, manifest)
+            for _ in range(config.num_shards)
+        ]
         self._mailboxes = [ThreadPoolExecutor(1, f"aggregator-{i}") for i in range(config.num_shards)]
         self.max_body_bytes = self._aggregators[0].max_body_bytes
         self._manifest = manifest
@@ -172,20 +180,38 @@ class Service:
         self._waiting.pop(ticket, None)
         self._send(selector_address(self.population), DeviceLeft(ticket))
 
+    def await_step(self, session: str, step: str) -> tuple[str, "asyncio.Future[Any]"]:
+        """Ask for what a step of a secure sum leads to; return the ticket, for :meth:`give_up`, and the answer to come.
+
+        Raises:
+            SessionUnknownError: see :meth:`ask_aggregator`.
+        """
+        ticket, answer = self._ticket()
+        self._post(self._shard(session), StepAwaited(ticket, session, step))
+        return ticket, answer
+
+    def give_up(self, ticket: str) -> None:
+        """Stop waiting for a ticket's answer; it goes nowhere when it comes."""
+        self._waiting.pop(ticket, None)
+
     def ask_aggregator(self, session: str, message: Callable[[str], Any]) -> "asyncio.Future[Any]":
         """Send ``message(ticket)`` to the aggregator that holds ``session``; return the answer to come.
 
         Raises:
             SessionUnknownError: no aggregator of this process ever held it.
         """
+        shard = self._shard(session)
+        ticket, answer = self._ticket()
+        self._post(shard, message(ticket))
+        return answer
+
+    def _shard(self, session: str) -> int:
         shard = self._shard_of.get(session)
         if shard is None:
             raise SessionUnknownError(
                 "session", expected="a session of this server", got="an unknown one", hint="check in again"
             )
-        ticket, answer = self._ticket()
-        self._post(shard, message(ticket))
-        return answer
+        return shard
 
     def take_buffer(self) -> bytearray:
         """Take one of the few buffers for report bodies; whoever takes it gives it back.
@@ -207,14 +233,18 @@ class Service:
         buffer[:used] = bytes(used)
         self._buffers.append(buffer)
 
-    def report(self, session: str, buffer: bytearray, used: int) -> "asyncio.Future[Any]":
-        """Fold a body that lies in a buffer of :meth:`take_buffer`; the buffer goes back by itself.
+    def deliver(
+        self, session: str, buffer: bytearray, used: int, message: Callable[[str, memoryview], Any]
+    ) -> "asyncio.Future[Any]":
+        """Send ``message(ticket, body)`` to the aggregator that holds ``session``; return the answer to come.
+
+        The body lies in a buffer of :meth:`take_buffer`, which goes back by itself.
 
         Raises:
             SessionUnknownError: see :meth:`ask_aggregator`; the buffer stays with the caller.
         """
         body = memoryview(buffer)[:used]
-        answer = self.ask_aggregator(session, lambda ticket: ReportArrived(ticket, session, body))
+        answer = self.ask_aggregator(session, lambda ticket: message(ticket, body))
 
         def done() -> None:
             body.release()
@@ -312,12 +342,25 @@ class Service:
     async def _keep_time(self) -> None:
         while not self._stopping:
             self._changed.clear()
-            due_s = self._engine.next_deadline_s()
+            due_s = min(self._deadlines(), default=None)
             wait_s = None if due_s is None else max(0.0, due_s - self.now_s())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)
             if out := self._engine.tick(self.now_s()):
                 self._dispatch(out)
+            for shard, role in enumerate(self._aggregators):
+                if (due_s := role.next_deadline_s()) is not None and due_s <= self.now_s():
+                    await self._tick_aggregator(shard)
+
+    def _deadlines(self) -> list[float]:
+        roles = (self._engine, *self._aggregators)
+        return [due_s for role in roles if (due_s := role.next_deadline_s()) is not None]
+
+    async def _tick_aggregator(self, shard: int) -> None:
+        """Let an aggregator end what is due, in its own thread and after what is in its mailbox."""
+        loop, role = asyncio.get_running_loop(), self._aggregators[shard]
+        out = await loop.run_in_executor(self._mailboxes[shard], role.tick, self.now_s())
+        self._dispatch(self._engine.deliver(out, self.now_s()))
 
 
 _REMEMBERED_SESSIONS = 1_000_000

@@ -21,6 +21,7 @@ class RoundSettings:
         patience_s: how long to wait for the whole selection once the goal is there.
         selection_timeout_s: when to give up waiting for devices, and begin again.
         report_timeout_s: how long devices have for downloading, training and reporting.
+        step_timeout_s: how long a step of a secure sum may take.
         pause_s: between two rounds.
         max_rounds: stop after so many committed rounds; 0: never.
         hyper: per-round values for the devices; the plan's defaults fill the rest.
@@ -32,6 +33,7 @@ class RoundSettings:
     patience_s: float = 1.0
     selection_timeout_s: float = 300.0
     report_timeout_s: float = 600.0
+    step_timeout_s: float = 30.0
     pause_s: float = 0.0
     max_rounds: int = 0
     hyper: Mapping[str, float] = field(default_factory=dict)
@@ -76,7 +78,7 @@ def _check_ranges(settings: RoundSettings) -> None:
     _require(1 <= settings.over_selection < math.inf, "over_selection", "at least 1", settings.over_selection)
     _require(0 < settings.min_fraction <= 1, "min_fraction", "above 0, at most 1", settings.min_fraction)
     _require(settings.max_rounds >= 0, "max_rounds", "at least 0", settings.max_rounds)
-    for name in ("patience_s", "selection_timeout_s", "report_timeout_s", "pause_s"):
+    for name in ("patience_s", "selection_timeout_s", "report_timeout_s", "step_timeout_s", "pause_s"):
         value = getattr(settings, name)
         _require(0 <= value < math.inf, name, "a number of seconds, at least 0", value)
 

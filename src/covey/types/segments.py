@@ -11,6 +11,7 @@ exactly.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,17 +84,17 @@ def header_segment(num_metrics: int, n_max: int) -> Segment:
     return Segment(HEADER, 2 + num_metrics, _HEADER_BOUND, n_max, fraction_bits=_HEADER_FRACTION_BITS)
 
 
-def real_segment(name: str, length: int, bound: float, n_max: int) -> Segment:
-    """Return a 64-bit fixed-point segment for reals of magnitude at most ``bound``.
+def real_segment(name: str, length: int, bound: float, n_max: int, ring_bits: int = 64) -> Segment:
+    """Return a fixed-point segment for reals of magnitude at most ``bound``.
 
-    It keeps as many fraction bits as fit below ``2**62 / (n_max * bound)``, at most 40: for 10,000 devices of weight
-    up to 10,000 and deltas up to 16 that is a step of ``2**-31`` on the *weighted* sum, finer than float32 resolves
-    the weighted delta of any device with a delta above ``2**-20``.
+    In 64 bits it keeps as many fraction bits as fit below ``2**62 / (n_max * bound)``, at most 40: for 10,000 devices
+    of weight up to 10,000 and deltas up to 16 that is a step of ``2**-31`` on the *weighted* sum, finer than float32
+    resolves the weighted delta of any device with a delta above ``2**-20``. A narrower ring keeps fewer.
     """
-    fraction_bits = _MAX_FRACTION_BITS
-    while fraction_bits > 0 and n_max * (int(bound * 2**fraction_bits) + 1) >= 1 << 62:
+    fraction_bits, room = _MAX_FRACTION_BITS, 1 << min(62, ring_bits - 1)
+    while fraction_bits > 0 and n_max * (int(bound * 2**fraction_bits) + 1) >= room:
         fraction_bits -= 1
-    return Segment(name, length, int(bound * 2**fraction_bits) + 1, n_max, fraction_bits=fraction_bits)
+    return Segment(name, length, int(bound * 2**fraction_bits) + 1, n_max, ring_bits, fraction_bits=fraction_bits)
 
 
 def to_fixed_point(values: NDArray[np.floating], segment: Segment) -> Ints:
@@ -177,6 +178,21 @@ class SegmentSum:
             for i in range(0, s.length, _CHUNK):
                 total[i : i + _CHUNK] += _rounded(reals[i : i + _CHUNK], s)
         self.num_folded += 1
+
+    @classmethod
+    def opened(cls, segments: Sequence[Segment], sums: Mapping[str, NDArray[np.integer]], num_folded: int) -> Self:
+        """Return a sum that was made elsewhere: opened by secure aggregation, from ``num_folded`` contributions.
+
+        Raises:
+            LayoutError: sums of other names or lengths.
+        """
+        total = cls(segments)
+        if {k: len(v) for k, v in sums.items()} != {s.name: s.length for s in segments}:
+            raise LayoutError("opened sum", expected="a sum for each segment", got="others")
+        for name, values in sums.items():
+            total._sums[name][:] = values
+        total.num_folded = num_folded
+        return total
 
     def merge(self, other: "SegmentSum") -> None:
         """Add another shard's sum. Exact, associative and commutative.

@@ -7,7 +7,12 @@ One session, in order::
       POST /v1/checkin           CheckIn  ->          <- Assignment | ComeBack   (a bounded long-poll)
       GET  /v1/plans/{hash}                           <- the plan's bytes        (immutable, cacheable)
       GET  /v1/checkpoints/{hash}                     <- packed tensors          (immutable, cacheable)
+    in plain mode
       POST /v1/sessions/{session}/report  body ->     <- Reported
+    in secure mode, for each STEP of ready, advertise, share, mask, unmask
+      POST /v1/sessions/{session}/secure/STEP  body ->     <- Taken        (after unmask: Reported)
+      GET  /v1/sessions/{session}/secure/STEP              <- what the step leads to     (a bounded long-poll)
+    at any time
       POST /v1/sessions/{session}/abandon Abandon ->  <- Abandoned         (a condition lapsed: say so and go)
 
 Every failure is an :class:`ErrorBody` with a stable code.
@@ -31,9 +36,12 @@ __all__ = [
     "Enroll",
     "Enrolled",
     "ErrorBody",
+    "Joined",
     "PopulationStatus",
     "Reported",
     "RoundSummary",
+    "SECURE_STEPS",
+    "Taken",
     "decode_message",
     "encode_message",
     "error_from_body",
@@ -41,6 +49,9 @@ __all__ = [
 
 PROTOCOL_VERSION = 1
 CREDENTIAL_SCHEME = "Bearer"
+SECURE_STEPS = ("ready", "advertise", "share", "mask", "unmask")
+"""What a device sends in a secure session, in order; ``ready`` has no body and says that training is over."""
+
 MAX_MESSAGE_BYTES = 64 << 10
 """Control messages are small; anything longer is refused before it is parsed."""
 
@@ -117,6 +128,19 @@ class Reported(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
     counted: bool
     retry_after_s: float
+
+
+class Taken(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The message of this step has arrived; what it leads to is waited for."""
+
+    step: str
+
+
+class Joined(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The group of a secure sum, and the device's index in it. All else follows from plan and assignment."""
+
+    group: int
+    index: int
 
 
 class Abandon(_Message, frozen=True, kw_only=True, omit_defaults=True):

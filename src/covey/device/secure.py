@@ -1,0 +1,113 @@
+"""A device's part in a secure sum: it masks its update, and checks for itself what it takes part in.
+
+What the server says is only a group's number and an index. Degree, threshold and the smallest group follow from the
+verified plan; the sum is bound to the hashes of what this device downloaded, so devices that were told different
+things cannot be summed. Secrets live in this object, in memory, and go with it.
+"""
+
+from collections.abc import Callable, MutableSet
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covey.plans.manifest import Manifest
+from covey.secagg import Mode, Party
+from covey.secagg import Session as SumSession
+from covey.types.errors import StateError
+from covey.types.segments import Segment, to_fixed_point
+from covey.wire.messages import SECURE_STEPS, Assignment, Joined
+
+__all__ = ["SecureReport"]
+
+
+class SecureReport:
+    """One update on its way into a secure sum.
+
+    ``joined`` gives the first message, ``told`` each next one. Every message is made once; a repetition is the
+    driver's, with the same bytes. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        assignment: Assignment,
+        population: str,
+        values: dict[str, NDArray[np.floating]],
+        *,
+        randomness: Callable[[int], bytes],
+        used_sums: MutableSet[bytes],
+    ) -> None:
+        """Turn an update into the integers that are summed.
+
+        Args:
+            manifest: of the verified plan; its terms are secure.
+            assignment: what this device was assigned and has checked.
+            population: whose device this is.
+            values: the update as reals, by segment.
+            randomness: returns that many unpredictable bytes: the operating system's.
+            used_sums: the sums that this device took part in; this one is added.
+
+        Raises:
+            UpdateNotFiniteError, UpdateRangeError: see :func:`covey.types.segments.to_fixed_point`.
+        """
+        self._manifest, self._assignment, self._population = manifest, assignment, population
+        self._randomness, self._used_sums = randomness, used_sums
+        self._segments = manifest.layout(assignment.phase)
+        self._inputs = [to_fixed_point(values.pop(s.name), s) for s in self._segments]
+        self._party: Party | None = None
+
+    def joined(self, message: Joined) -> bytes:
+        """Take the place in a group; return the message of ``advertise``.
+
+        Raises:
+            SecAggError: numbers under which this device does not take part, or a sum that it was in already.
+        """
+        session = self._sum_session(self._segments, message.group)
+        self._party = Party(session, message.index, randomness=self._randomness, used_sessions=self._used_sums)
+        return self._party.advertise()
+
+    def told(self, step: str, message: bytes) -> tuple[str, bytes]:
+        """Take what ``step`` led to; return the next step and its message.
+
+        Raises:
+            SecAggError: a check failed; the secrets are gone.
+        """
+        party = self._party
+        if party is None:
+            raise StateError("secure sum", expected="a place in a group", got="none")
+        match step:
+            case "advertise":
+                body = party.share(message)
+            case "share":
+                body = party.mask(message, self._inputs)
+                self._inputs = []  # what left is masked; nothing else is kept
+            case "mask":
+                body = party.unmask(message)
+            case _:
+                raise StateError("secure sum", expected="advertise, share or mask", got="another step")
+        return SECURE_STEPS[SECURE_STEPS.index(step) + 1], body
+
+    def leave(self) -> None:
+        """Drop all secrets and the update."""
+        self._inputs = []
+        if self._party is not None:
+            self._party.leave()
+
+    def _sum_session(self, segments: tuple[Segment, ...], group: int) -> SumSession:
+        privacy, offer = self._manifest.privacy, self._assignment
+        assert privacy.secure is not None, "a plan in secure mode has its terms"
+        return SumSession.plan(
+            Mode.HONEST_BUT_CURIOUS,
+            segments,
+            n_max=privacy.secure.group_size,
+            min_survivors=privacy.min_cohort,
+            adversary=privacy.secure.adversary,
+            dropout=privacy.secure.dropout,
+            population=self._population,
+            round_id=f"{offer.public_seed}/{offer.phase}",
+            group=group,
+            public_seed=bytes.fromhex(offer.public_seed),
+            plan_hash=bytes.fromhex(offer.plan.sha256),
+            checkpoint_hash=bytes.fromhex(offer.checkpoint.sha256),
+            broadcast_hash=bytes.fromhex(offer.shared.sha256) if offer.shared else bytes(32),
+        )
