@@ -1,14 +1,24 @@
 """``covey init``: everything that a server needs to serve a recipe, and the owner's keys beside it."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from covey.cli.options import settings_from, training_options
 from covey.cli.output import StatusLine
 
-__all__ = ["command", "write_population"]
+if TYPE_CHECKING:
+    from covey.plans.manifest import PrivacyTerms
+
+__all__ = ["command", "secure_terms", "write_population"]
+
+_LEAST_SECURE = 3
+_OVER_SELECTION = 1.3
+_GROUP_SIZE = 100
+"""Up to here everybody shares keys with everybody, which costs a device little."""
+_MAX_WEIGHT = 4000
+"""A larger cap would leave too few bits behind the point in a ring of 32 bits."""
 
 _CONFIG = """\
 # covey serve --dir {directory}
@@ -38,6 +48,11 @@ Afterwards, in two terminals:
 @click.option("--recipe", required=True, help="A recipe's name, or a path to your own Python file.")
 @click.option("--population", help="Name of the population; the recipe's name unless told.")
 @click.option("--min-cohort", type=int, default=100, show_default=True, help="The fewest devices in a sum.")
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="Without secure aggregation: the server could look at one update, though it keeps none.",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=int, default=8443, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--rounds", "max_rounds", type=int, default=0, show_default=True, help="Stop after so many; 0: never.")
@@ -47,6 +62,7 @@ def command(
     recipe: str,
     population: str | None,
     min_cohort: int,
+    plain: bool,
     host: str,
     port: int,
     max_rounds: int,
@@ -69,15 +85,47 @@ def command(
         settings,
         population=population or found.name,
         min_cohort=min_cohort,
+        secure=not plain,
         host=host,
         port=port,
         max_rounds=max_rounds,
         report_timeout_s=600.0,
     )
     status.clear()
-    click.echo(f"plan {made[:12]} for population {population or found.name!r}, signed")
+    mode = "plain mode: updates are not masked" if plain else "secure aggregation"
+    click.echo(f"plan {made[:12]} for population {population or found.name!r}, signed; {mode}")
     click.echo(f"  {directory}/owner    the owner's keys: keep owner.key secret, give owner.pub to devices")
     click.echo(f"  {directory}/server   covey serve --dir {directory}/server")
+
+
+def secure_terms(min_cohort: int, settings: Any) -> "PrivacyTerms":
+    """Return the terms of a secure population whose rounds have ``settings.cohort`` devices.
+
+    Raises:
+        UsageError: a cohort in which nobody is hidden.
+    """
+    import math
+
+    from covey.plans.manifest import PrivacyTerms, SecureTerms
+    from covey.types.errors import UsageError
+
+    if min_cohort < _LEAST_SECURE:
+        raise UsageError(
+            "--min-cohort",
+            expected=f"at least {_LEAST_SECURE}: of two devices each would learn the other's update from the sum",
+            got=str(min_cohort),
+            hint="more devices, or --plain for a trial with devices of your own",
+        )
+    selected = math.ceil(settings.cohort * _OVER_SELECTION)
+    size = max(min_cohort, min(selected, _GROUP_SIZE))
+    weight = settings.max_examples if settings.max_steps is None else settings.max_steps * (settings.batch_size or 1)
+    return PrivacyTerms(
+        mode="secure",
+        min_cohort=min_cohort,
+        n_max=max(1000, 2 * settings.cohort),
+        max_weight=max(1, min(weight, settings.max_examples, _MAX_WEIGHT)),
+        secure=SecureTerms(group_size=size),
+    )
 
 
 def write_population(
@@ -87,6 +135,7 @@ def write_population(
     *,
     population: str,
     min_cohort: int,
+    secure: bool,
     host: str,
     port: int,
     max_rounds: int,
@@ -120,6 +169,8 @@ def write_population(
     recipe = load_recipe(source)
     dataset = recipe.data(settings, 0)
     terms = PrivacyTerms(min_cohort=min_cohort, n_max=max(1000, 2 * settings.cohort))
+    if secure:
+        terms = secure_terms(min_cohort, settings)
     prepared = prepare(recipe, source, settings, terms, dataset)
     key = generate_owner_key()
     with storage_errors(f"directory {directory}"):

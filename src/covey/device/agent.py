@@ -51,6 +51,9 @@ T = TypeVar("T")
 _PERMANENT = (NotFoundError, UsageError, VersionError)
 """Errors that waiting does not cure: no such population, a protocol that this version does not speak."""
 
+_SUM_S = 300.0
+"""How long a device goes on waiting for a secure sum after its round should have closed."""
+
 _LIFETIME_USED = 0.9
 """A credential is renewed after this fraction of its lifetime, before the server refuses it."""
 
@@ -235,6 +238,8 @@ class DeviceAgent:
                     after = self._try_again(session, effect, error, num_tries, deadline_s)
             else:
                 num_tries = 0
+                if after is effect and time.monotonic() > deadline_s + _SUM_S:
+                    after = session.stopped(TIME_IS_UP)  # it still waits for a secure sum: nothing waits for ever
             if isinstance(effect, SendCheckIn) and (given := session.assignment) is not None:
                 deadline_s = time.monotonic() + given.report_within_s
                 self._tell("assigned", f"round {given.round}: selected", given.round)

@@ -140,7 +140,7 @@ class HttpTransport:
         """See :class:`Transport`."""
         path = f"/v1/sessions/{_segment(session)}/secure/{_segment(step)}"
         data = self._send("POST", path, body, credential, kind="application/octet-stream")
-        return decode_message(data, Reported if step == SECURE_STEPS[-1] else Taken)
+        return decode_message(data, Reported) if step == SECURE_STEPS[-1] else decode_message(data, Taken)
 
     def await_step(self, session: str, step: str, credential: str) -> Joined | bytes | None:
         """See :class:`Transport`."""

@@ -11,6 +11,7 @@ answered, or at its deadline; a group that falls under a threshold is discarded 
     coordinator        ^ CloseShard                          ShardClosed ^
 """
 
+import contextlib
 import random
 from collections.abc import MutableSet
 from concurrent.futures import Executor
@@ -209,15 +210,14 @@ class SecureAggregator:
         if server.step is not wanted:
             if server.step > wanted and index in group.told:
                 return [Envelope(to, Reply(Taken(step=message.step)))]  # a repetition that came after the step's end
-            raise (
-                _late() if server.step > wanted else StateError("secure step", expected=server.step.name, got="another")
-            )
+            if server.step > wanted:
+                raise _late()
+            raise StateError("secure step", expected=server.step.name.lower(), got="a later one")
         fresh = index not in server.answered
-        try:
+        # Already counted: its answer was lost on the way. The first one is in the sum, and this one is not read.
+        with contextlib.suppress(AlreadyCountedError):
             # A masked input is read where it lies, in the request's buffer; what is kept longer is copied out of it.
             server.accept(index, cast(bytes, message.body) if wanted is Step.MASK else bytes(message.body))
-        except AlreadyCountedError:
-            pass  # its answer was lost on the way: the first one is in the sum, and this one was not read
         if fresh:
             group.bytes_up += len(message.body)
         if wanted is Step.UNMASK:

@@ -32,8 +32,11 @@ _LEAST_DEVICES = 8
 @click.option("--no-prompt", is_flag=True, help="End without asking for words to complete.")
 @click.option("--dir", "directory", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
               help="Keep everything here: server, devices, logs.")  # fmt: skip
+@click.option("--plain", is_flag=True, help="Without secure aggregation.")
 @json_option
-def command(rounds: int, devices: int, no_prompt: bool, directory: Path | None, json_file: str | None) -> None:
+def command(
+    rounds: int, devices: int, no_prompt: bool, directory: Path | None, plain: bool, json_file: str | None
+) -> None:
     """Run a real federation on this machine, and compare what it learnt.
 
     A server and some devices, in several processes, learn next-character suggestions from Shakespeare. At the end: how
@@ -49,7 +52,7 @@ def command(rounds: int, devices: int, no_prompt: bool, directory: Path | None, 
         raise UsageError("--devices", expected=f"at least {_LEAST_DEVICES}: a round sums that many", got=str(devices))
     quiet = json_file == "-"
     with _directory(directory) as folder:
-        with Demo(folder, num_rounds=rounds, num_devices=devices, quiet=quiet) as demo:
+        with Demo(folder, num_rounds=rounds, num_devices=devices, secure=not plain, quiet=quiet) as demo:
             report = demo.run()
         if json_file:
             write_json(report, json_file)

@@ -51,19 +51,21 @@ class DemoReport(RunReport, frozen=True, kw_only=True):
 class Demo:
     """One run. Use as a context manager: at its end no process is left."""
 
-    def __init__(self, folder: Path, *, num_rounds: int, num_devices: int, quiet: bool) -> None:
+    def __init__(self, folder: Path, *, num_rounds: int, num_devices: int, secure: bool, quiet: bool) -> None:
         """Begin the clock.
 
         Args:
             folder: an empty directory; everything is kept in it.
             num_rounds: how many rounds to train.
             num_devices: how many roles take part.
+            secure: whether updates are masked.
             quiet: print nothing on stdout.
         """
         self._started_s = time.monotonic()
         self._folder = folder
         self._num_rounds = num_rounds
         self._num_devices = num_devices
+        self._secure = secure
         self._say: Callable[[str], None] = (lambda text: None) if quiet else click.echo
         self._quiet = quiet
         self._status = StatusLine()
@@ -129,6 +131,7 @@ class Demo:
             self._settings,
             population=RECIPE,
             min_cohort=_MIN_COHORT,
+            secure=self._secure,
             host="localhost",
             port=0,
             max_rounds=self._num_rounds,
@@ -161,8 +164,10 @@ class Demo:
 
     @property
     def _mode(self) -> str:
-        mode = self.plan.manifest.privacy.mode
-        return f"{mode}: updates are folded on arrival and never stored, yet not masked" if mode == "plain" else mode
+        privacy = self.plan.manifest.privacy
+        if privacy.mode == "plain":
+            return "plain: updates are folded on arrival and never stored, yet not masked"
+        return f"secure: it can open the sum of at least {privacy.min_cohort} devices, and no update"
 
     def _start_devices(self) -> None:
         """Fill and start one process of devices after the other, in a thread: the first train while others are filled.
@@ -188,7 +193,8 @@ class Demo:
         homes = [part for n in names for part in ("--home", str(self._folder / "devices" / n))]
         owner = self._folder / "owner" / "owner.pub"
         where = ["--server", self._url, "--population", RECIPE, "--owner-key", str(owner), "--ca", str(self._ca)]
-        terms = ["--accept-plain", "--min-cohort", str(_MIN_COHORT), "--json", "--stop-with-stdin"]
+        plain = [] if self._secure else ["--accept-plain"]
+        terms = [*plain, "--min-cohort", str(_MIN_COHORT), "--json", "--stop-with-stdin"]
         return ["device", "run", *where, *terms, *homes]
 
     def _watch(self) -> None:
