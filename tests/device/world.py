@@ -10,7 +10,7 @@ from covey.algorithms.local.fedavg import fedavg_local
 from covey.algorithms.local.fedsgd import fedsgd_local
 from covey.device.policy import OwnerPolicy
 from covey.plans.lowering.build import build_plan, initial_params
-from covey.plans.manifest import ExampleSchema, FieldSpec, PrivacyTerms, Query
+from covey.plans.manifest import ExampleSchema, FieldSpec, PrivacyTerms, Query, SecureTerms
 from covey.plans.plan import Plan, pack_plan, unpack_plan
 from covey.plans.signing import generate_owner_key, sign_plan
 from covey.plans.task import Out, PlanOptions, Task
@@ -71,6 +71,15 @@ def plan_bytes(algorithm: str = "fedavg") -> bytes:
 
 def plan(algorithm: str = "fedavg") -> Plan:
     return unpack_plan(plan_bytes(algorithm))
+
+
+@functools.cache
+def secure_plan_bytes(group_size: int = 6, min_cohort: int = 3) -> bytes:
+    """Return the plan in secure mode, for groups of at most ``group_size``."""
+    terms = PrivacyTerms(
+        mode="secure", min_cohort=min_cohort, n_max=100, max_weight=20, secure=SecureTerms(group_size=group_size)
+    )
+    return changed(plan(), privacy=terms)
 
 
 def changed(base: Plan, graphs=None, **fields) -> bytes:

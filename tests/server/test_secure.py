@@ -1,0 +1,317 @@
+"""The secure aggregator with real devices' halves at its other end: sums, dropouts, deadlines, repetitions."""
+
+import os
+import random
+
+import numpy as np
+import pytest
+from device import world
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from covey.device.secure import SecureReport
+from covey.plans.plan import unpack_plan
+from covey.server.messages import (
+    AbandonArrived,
+    CloseShard,
+    Counted,
+    DiscardShard,
+    Lost,
+    OpenShard,
+    Reply,
+    ShardClosed,
+    StepArrived,
+    StepAwaited,
+    coordinator_address,
+)
+from covey.server.secure import SecureAggregator
+from covey.types.errors import (
+    AlreadyCountedError,
+    CoveyError,
+    RoundClosedError,
+    SessionUnknownError,
+    StateError,
+)
+from covey.types.segments import SegmentSum
+from covey.wire.messages import SECURE_STEPS, Abandoned, Joined, Reported, Taken
+
+from . import parts
+
+TIMEOUT_S = 30.0
+
+
+class Round:
+    """One attempt of ``count`` devices: the role, the devices' halves, and what the coordinator was told."""
+
+    def __init__(self, count=6, group_size=6, min_cohort=3, seed=0):
+        self.plan_data = world.secure_plan_bytes(group_size, min_cohort)
+        self.manifest = unpack_plan(self.plan_data).manifest
+        self.offer = world.assignment(self.plan_data, mode="secure", public_seed=os.urandom(32).hex())
+        self.role = SecureAggregator(
+            parts.POPULATION, self.manifest, chance=random.Random(seed), retry_s=2.0, step_timeout_s=TIMEOUT_S
+        )
+        self.now_s, self.told = 0.0, []
+        self.sessions = [f"s{i}" for i in range(count)]
+        self.values = {s: parts.values(weight=1.0 + i, seed=i) for i, s in enumerate(self.sessions)}
+        self.devices = {
+            s: SecureReport(
+                self.manifest, self.offer, parts.POPULATION, dict(self.values[s]),
+                randomness=os.urandom, used_sums=set(),
+            )
+            for s in self.sessions
+        }  # fmt: skip
+        self.answers = {}
+        self.route(self.role.receive(OpenShard("a", 0, tuple(self.sessions), self.offer), 0.0))
+
+    def route(self, envelopes):
+        for e in envelopes:
+            if e.to == coordinator_address(parts.POPULATION):
+                self.told.append(e.message)
+            else:
+                assert isinstance(e.message, Reply)
+                self.answers[e.to.removeprefix("device/")] = e.message.message
+
+    def ask(self, message):
+        """Send a message with a ticket; return its answer, or None while it waits."""
+        self.answers.pop(message.ticket, None)
+        self.route(self.role.receive(message, self.now_s))
+        return self.answers.get(message.ticket)
+
+    def send(self, session, step, body=b""):
+        return self.ask(StepArrived(f"{session} sends", session, step, body))
+
+    def wait(self, session, step):
+        return self.ask(StepAwaited(f"{session} waits", session, step))
+
+    def close(self):
+        self.route(self.role.receive(CloseShard("a"), self.now_s))
+
+    def expire(self):
+        """Let time pass until the first step is due."""
+        self.now_s = self.role.next_deadline_s()
+        self.route(self.role.tick(self.now_s))
+
+    def play(self, gone=()):
+        """Take all steps; ``gone`` maps a session to the first step that it does not take any more."""
+        gone, bodies = dict(gone), dict.fromkeys(self.sessions, b"")
+        for step in SECURE_STEPS:
+            here = [s for s in bodies if gone.get(s) != step]
+            for s in here:
+                answer = self.send(s, step, bodies[s])
+                assert isinstance(answer, Reported if step == "unmask" else Taken), answer
+            if step == "ready":
+                self.close()
+            elif any(gone.get(s) == step for s in bodies) and not self.closed:
+                self.expire()
+            if step == "unmask" or self.closed:
+                break
+            answers = {s: self.wait(s, step) for s in here}
+            following = {}
+            for s, answer in answers.items():
+                assert not isinstance(answer, CoveyError | None), answer
+                device = self.devices[s]
+                following[s] = device.joined(answer) if step == "ready" else device.told(step, answer)[1]
+            bodies = following
+        return self.closed
+
+    @property
+    def closed(self):
+        found = [m for m in self.told if isinstance(m, ShardClosed)]
+        assert len(found) <= 1
+        return found[0] if found else None
+
+    def expected(self, sessions):
+        """Return the sum of these devices' updates, folded in the clear."""
+        total = SegmentSum(self.manifest.layout(0))
+        for s in sessions:
+            total.fold_reals(self.values[s])
+        return total
+
+
+def same(a: SegmentSum, b: SegmentSum):
+    return a.num_folded == b.num_folded and all(
+        np.array_equal(a.integers(s.name), b.integers(s.name)) for s in a.segments
+    )
+
+
+def test_the_opened_sum_is_the_plain_sum_bit_for_bit():
+    r = Round()
+    closed = r.play()
+    assert same(closed.total, r.expected(r.sessions)) and closed.reason == ""
+    assert [type(m) for m in r.told] == [Counted] * 6 + [ShardClosed]
+    masked = r.devices["s0"]._sum_session(r.manifest.layout(0), 0).packed_bytes
+    assert closed.bytes_up > 6 * masked
+    assert r.role.next_deadline_s() is None and not r.role._shards and not r.role._attempt_of
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_whoever_drops_out_wherever_the_sum_is_that_of_the_survivors_or_nothing(data):
+    r = Round(seed=data.draw(st.integers(0, 99)))
+    steps = st.sampled_from(SECURE_STEPS)
+    gone = data.draw(st.dictionaries(st.sampled_from(r.sessions), steps, max_size=4))
+    closed = r.play(gone)
+    survivors = [s for s in r.sessions if gone.get(s) in (None, "unmask")]
+    session = r.devices["s0"]._sum_session(r.manifest.layout(0), 0)
+    left = [sum(gone.get(s, "zzz") not in SECURE_STEPS[: i + 1] for s in r.sessions) for i in range(1, 5)]
+    needed = [session.quorum] * 3 + [session.threshold]
+    if all(n >= m for n, m in zip(left, needed, strict=True)):
+        assert same(closed.total, r.expected(survivors)), gone
+    else:
+        assert closed.total.num_folded == 0 and closed.reason == "secagg_threshold", gone
+        assert not closed.total.integers("model").any()
+
+
+def test_a_cohort_is_split_into_groups_and_one_that_fails_is_discarded_alone():
+    r = Round(count=12, group_size=6)
+    for s in r.sessions:
+        r.send(s, "ready")
+    r.close()
+    joined = {s: r.wait(s, "ready") for s in r.sessions}
+    assert {j.group for j in joined.values()} == {0, 1}
+    assert sorted((j.group, j.index) for j in joined.values()) == [(g, i) for g in (0, 1) for i in range(6)]
+    bad = [s for s in r.sessions if joined[s].group == 1][:3]
+    good = [s for s in r.sessions if joined[s].group == 0]
+    bodies = {s: r.devices[s].joined(j) for s, j in joined.items() if s not in bad}
+    r.now_s += 1.0  # the good group's next step begins later, and so ends later
+    for step in SECURE_STEPS[1:]:
+        for s, body in bodies.items():
+            assert not isinstance(r.send(s, step, body), CoveyError)
+        if step == "advertise":
+            r.expire()  # three are gone from one group: it ends here
+            assert isinstance(r.wait(next(s for s in bodies if s not in good), step), CoveyError)
+            bodies = {s: b for s, b in bodies.items() if s in good}
+        if step != "unmask":
+            bodies = {s: r.devices[s].told(step, r.wait(s, step))[1] for s in bodies}
+    assert same(r.closed.total, r.expected(good)) and r.closed.reason == "secagg_threshold"
+
+
+def test_a_wait_is_answered_when_the_step_ends():
+    r = Round()
+    for s in r.sessions:
+        r.send(s, "ready")
+        assert r.wait(s, "ready") is None
+    r.close()
+    places = {s: r.answers[f"{s} waits"] for s in r.sessions}
+    assert all(isinstance(p, Joined) for p in places.values())
+    bodies = {s: r.devices[s].joined(p) for s, p in places.items()}
+    for s in r.sessions[:5]:
+        r.send(s, "advertise", bodies[s])
+        assert r.wait(s, "advertise") is None
+    r.send("s5", "advertise", bodies["s5"])
+    assert len({r.answers[f"{s} waits"] for s in r.sessions[:5]}) == 1  # everybody hears of the same roster
+
+
+def test_every_message_may_be_sent_again():
+    r = Round()
+    for s in r.sessions:
+        for _ in range(2):
+            assert r.send(s, "ready") == Taken(step="ready")
+    assert r.told == [Counted("a", 0)] * 6
+    r.close()
+    bodies = {s: r.devices[s].joined(r.wait(s, "ready")) for s in r.sessions}
+    for step in SECURE_STEPS[1:]:
+        for s in r.sessions[:-1]:
+            for _ in range(2):  # while the step is open
+                assert not isinstance(r.send(s, step, bodies[s]), CoveyError), step
+        r.send("s5", step, bodies["s5"])
+        if step != "unmask":
+            assert r.send("s0", step, bodies["s0"]) == Taken(step=step)  # and after it has ended
+            bodies = {s: r.devices[s].told(step, r.wait(s, step))[1] for s in r.sessions}
+    assert same(r.closed.total, r.expected(r.sessions))
+    assert isinstance(r.send("s0", "unmask", bodies["s0"]), AlreadyCountedError)  # the device reads it as success
+
+
+def test_late_unknown_and_untimely_messages_are_refused():
+    r = Round()
+    assert isinstance(r.send("nobody", "ready"), SessionUnknownError)
+    assert isinstance(r.send("s0", "advertise", b"early"), StateError)
+    assert isinstance(r.wait("s0", "ready"), StateError)
+    for s in r.sessions[:5]:
+        r.send(s, "ready")
+    r.close()
+    assert isinstance(r.send("s5", "ready"), RoundClosedError)
+    assert isinstance(r.send("s0", "mask", b"early"), StateError)
+    assert isinstance(r.send("s0", "advertise", b"rubbish"), CoveyError)
+    bodies = {s: r.devices[s].joined(r.wait(s, "ready")) for s in r.sessions[:5]}
+    for s in r.sessions[1:5]:
+        r.send(s, "advertise", bodies[s])
+    r.expire()
+    assert isinstance(r.send("s0", "advertise", bodies["s0"]), RoundClosedError)
+    assert isinstance(r.wait("s0", "advertise"), RoundClosedError)
+    assert isinstance(r.wait("s1", "mask"), RoundClosedError | StateError)
+
+
+def test_an_abandoned_session_is_not_waited_for():
+    r = Round()
+    assert r.ask(AbandonArrived("t", "s5", "condition_lapsed")) == Abandoned(retry_after_s=2.0)
+    assert r.told == [Lost("a", "condition_lapsed")]
+    for s in r.sessions[:5]:
+        r.send(s, "ready")
+    r.close()
+    bodies = {s: r.devices[s].joined(r.wait(s, "ready")) for s in r.sessions[:5]}
+    for s in r.sessions[:4]:
+        r.send(s, "advertise", bodies[s])
+        r.wait(s, "advertise")
+    assert r.ask(AbandonArrived("t", "s4", "condition_lapsed")) == Abandoned(retry_after_s=2.0)
+    assert isinstance(r.answers["s0 waits"], bytes)  # the step ended with the last one that was still there
+    assert r.ask(AbandonArrived("t", "nobody", "x")) == Abandoned(retry_after_s=2.0)
+
+
+def test_a_ready_device_that_leaves_before_the_groups_form_is_in_none():
+    r = Round(count=7, group_size=7)
+    for s in r.sessions:
+        r.send(s, "ready")
+    r.ask(AbandonArrived("t", "s6", "condition_lapsed"))
+    r.close()
+    assert isinstance(r.wait("s6", "ready"), RoundClosedError)
+    assert sorted(r.wait(s, "ready").index for s in r.sessions[:6]) == list(range(6))
+
+
+def test_nobody_ready_opens_nothing():
+    r = Round()
+    r.close()
+    assert r.closed.total.num_folded == 0 and r.closed.reason == "secagg_threshold"
+
+
+def test_a_discarded_round_leaves_nothing_and_tells_who_waits():
+    r = Round()
+    for s in r.sessions:
+        r.send(s, "ready")
+    r.wait("s0", "ready")
+    r.route(r.role.receive(DiscardShard("a"), 0.0))
+    assert isinstance(r.answers["s0 waits"], RoundClosedError)
+    assert isinstance(r.send("s1", "ready"), RoundClosedError)
+    assert not r.role._shards and r.role.next_deadline_s() is None
+    assert r.role.receive(DiscardShard("a"), 0.0) == r.role.receive(CloseShard("a"), 0.0) == []
+
+
+@pytest.mark.parametrize("field", ["plan", "checkpoint", "public_seed"])
+def test_devices_that_were_told_different_things_are_not_summed(field):
+    r = Round()
+    other = {
+        "plan": {"plan_data": world.secure_plan_bytes(6, 4)},
+        "checkpoint": {"checkpoint_data": bytes(len(world.checkpoint()))},
+        "public_seed": {"public_seed": os.urandom(32).hex()},
+    }[field]
+    base = {"plan_data": r.plan_data, "mode": "secure", "public_seed": r.offer.public_seed}
+    told = world.assignment(**{**base, **other})
+    r.devices["s0"] = SecureReport(
+        r.manifest, told, parts.POPULATION, dict(r.values["s0"]), randomness=os.urandom, used_sums=set()
+    )
+    for s in r.sessions:
+        r.send(s, "ready")
+    r.close()
+    bodies = {s: r.devices[s].joined(r.wait(s, "ready")) for s in r.sessions}
+    assert isinstance(r.send("s0", "advertise", bodies["s0"]), CoveyError)
+
+
+def test_the_largest_body_is_that_of_a_masked_update():
+    r = Round()
+    session = r.devices["s0"]._sum_session(r.manifest.layout(0), 0)
+    assert r.role.max_body_bytes == session.max_message_bytes >= session.packed_bytes
+
+
+def test_messages_print_neither_session_nor_body():
+    text = repr(StepArrived("ticket", "secret-session", "mask", b"body"))
+    assert "secret-session" not in text and "body" not in text
