@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from covey.device.session import (
+    AwaitStep,
     Counted,
     FetchBlob,
     Finished,
@@ -14,6 +15,7 @@ from covey.device.session import (
     SendAbandon,
     SendCheckIn,
     SendReport,
+    SendStep,
     Session,
     SessionState,
     Train,
@@ -38,7 +40,7 @@ from covey.types.errors import (
     UnauthorizedError,
 )
 from covey.types.tensors import sha256_hex
-from covey.wire.messages import ComeBack, Reported
+from covey.wire.messages import ComeBack, Joined, Reported, Taken
 
 from . import world
 from .fake_server import FakeServer
@@ -65,6 +67,13 @@ def at(state: SessionState, **policy) -> Session:
         lambda: s.trained(trained(s)),
         lambda: s.reported(Reported(counted=True, retry_after_s=1.0)),
     ]
+    if state in (SessionState.SECURING, SessionState.AWAITING):
+        data = world.secure_plan_bytes()
+        way[1:3] = [
+            lambda: s.answered(world.assignment(data, mode="secure", public_seed="5e" * 32)),
+            lambda: s.fetched(data),
+        ]
+        way[5] = lambda: s.taken(Taken(step="ready"))
     if state is SessionState.ABANDONING:
         at_training = at(SessionState.TRAINING)
         at_training.stopped()
@@ -118,6 +127,8 @@ MOVES = {
     "fetched": lambda s: s.fetched(world.plan_bytes()),
     "trained": lambda s: s.trained(None),
     "reported": lambda s: s.reported(Reported(counted=True, retry_after_s=0.0)),
+    "taken": lambda s: s.taken(Taken(step="ready")),
+    "told": lambda s: s.told(Joined(group=0, index=0)),
     "abandoned": lambda s: s.abandoned(),
     "failed": lambda s: s.failed(error()),
     "stopped": lambda s: s.stopped(),
@@ -129,6 +140,8 @@ LEGAL = {
     SessionState.FETCHING_CHECKPOINT: {"fetched", "failed", "stopped"},
     SessionState.TRAINING: {"trained", "failed", "stopped"},
     SessionState.REPORTING: {"reported", "failed", "stopped"},
+    SessionState.SECURING: {"taken", "failed", "stopped"},  # and "reported" after the last step only
+    SessionState.AWAITING: {"told", "failed", "stopped"},
     SessionState.ABANDONING: {"abandoned", "failed", "stopped"},
     SessionState.FINISHED: set(),
 }
@@ -167,7 +180,14 @@ def test_nothing_to_do():
 @pytest.mark.parametrize("kind", [TransportError, BusyError])
 @pytest.mark.parametrize(
     "state",
-    [SessionState.CHECKING_IN, SessionState.FETCHING_PLAN, SessionState.FETCHING_CHECKPOINT, SessionState.REPORTING],
+    [
+        SessionState.CHECKING_IN,
+        SessionState.FETCHING_PLAN,
+        SessionState.FETCHING_CHECKPOINT,
+        SessionState.REPORTING,
+        SessionState.SECURING,
+        SessionState.AWAITING,
+    ],
 )
 def test_what_may_pass_is_tried_again_with_the_identical_effect(state, kind):
     s = at(state)
@@ -179,14 +199,24 @@ def test_what_may_pass_is_tried_again_with_the_identical_effect(state, kind):
 
 
 @pytest.mark.parametrize("kind", [SessionUnknownError, RoundClosedError, UnauthorizedError])
-@pytest.mark.parametrize("state", [SessionState.CHECKING_IN, SessionState.FETCHING_CHECKPOINT, SessionState.REPORTING])
+@pytest.mark.parametrize(
+    "state",
+    [
+        SessionState.CHECKING_IN,
+        SessionState.FETCHING_CHECKPOINT,
+        SessionState.REPORTING,
+        SessionState.SECURING,
+        SessionState.AWAITING,
+    ],
+)
 def test_a_restarted_server_or_a_closed_round_costs_this_session(state, kind):
     e = error(kind)
     assert at(state).failed(e) == Finished(Lost(e))
 
 
-def test_a_second_report_is_success():
-    s = at(SessionState.REPORTING)
+@pytest.mark.parametrize("state", [SessionState.REPORTING, SessionState.SECURING, SessionState.AWAITING])
+def test_a_second_report_is_success(state):
+    s = at(state)
     assert s.failed(error(AlreadyCountedError)) == Finished(Counted(1, 13, 8, None))
 
 
@@ -271,11 +301,14 @@ def with_terms(**fields):
     return {"privacy": PrivacyTerms(**{**{f: getattr(terms, f) for f in terms.__struct_fields__}, **fields})}
 
 
+SECURE = unpack_plan(world.secure_plan_bytes()).manifest
+
+
 @pytest.mark.parametrize(
     ("manifest", "assigned", "message"),
     [
         (with_terms(min_cohort=1), {}, "privacy.min_cohort: expected at least 2, got 1"),
-        (with_terms(mode="secure"), {}, "assignment: mode: expected secure, as the plan says, got plain"),
+        ({"privacy": SECURE.privacy}, {}, "assignment: mode: expected secure, as the plan says, got plain"),
         ({"budget": Budget(memory_bytes=1 << 40)}, {}, "budget.memory_bytes: expected at most"),
         ({"budget": Budget(memory_bytes=10)}, {}, "budget.memory_bytes: expected at least the model's 32"),
         ({"budget": Budget(time_s=1e6)}, {}, "budget.time_s: expected at most 3600"),
@@ -292,9 +325,61 @@ def test_terms_that_the_owner_did_not_accept(manifest, assigned, message):
     gives_up(lambda s: run_plan(s, data, **assigned), "plan_refused", message)
 
 
-@pytest.mark.parametrize("mode", ["secure", "open"])
-def test_modes_that_this_version_cannot_keep(mode):
-    gives_up(lambda s: s.answered(world.assignment(mode=mode)), "plan_refused", "assignment: mode")
+def test_modes_that_this_version_cannot_keep():
+    gives_up(lambda s: s.answered(world.assignment(mode="open")), "plan_refused", "assignment: mode")
+
+
+@pytest.mark.parametrize("seed", ["", "5E" * 32, "5e" * 31, "zz" * 32])
+def test_a_secure_sum_needs_a_seed_to_be_bound_to(seed):
+    offer = world.assignment(world.secure_plan_bytes(), mode="secure", public_seed=seed)
+    gives_up(lambda s: s.answered(offer), "plan_refused", "assignment: public_seed")
+
+
+def test_terms_under_which_nobody_is_hidden_are_refused_before_training():
+    data = world.secure_plan_bytes(6, 2)  # two devices would each learn the other's update from their sum
+    gives_up(
+        lambda s: run_plan(s, data, mode="secure", public_seed="5e" * 32), "secagg_parameters", "min_survivors of 3"
+    )
+
+
+def test_only_a_secure_plan_is_masked_and_no_plain_plan_passes_for_one():
+    offer = {"mode": "secure", "public_seed": "5e" * 32}
+    gives_up(lambda s: run_plan(s, world.plan_bytes(), **offer), "plan_refused", "expected plain, as the plan says")
+
+
+def test_the_reports_of_the_two_modes_are_not_mixed_up():
+    s = at(SessionState.SECURING)
+    assert s._effect == SendStep("s1", "ready", b"")
+    assert s.taken(Taken(step="ready")) == AwaitStep("s1", "ready")
+    effect = s.told(Joined(group=0, index=2))
+    assert (effect.step, effect.session) == ("advertise", "s1") and "bytes" in repr(effect)
+
+
+@pytest.mark.parametrize("place", [Joined(group=0, index=6), Joined(group=-1, index=0)])
+def test_an_impossible_place_ends_the_session(place):
+    s = at(SessionState.AWAITING)
+    refused(s.told(place), "secagg_parameters")
+    assert s._secure is None
+
+
+def test_a_message_that_fails_a_check_ends_the_session_and_its_secrets():
+    s = at(SessionState.AWAITING)
+    s.told(Joined(group=0, index=0))
+    s.taken(Taken(step="advertise"))
+    refused(s.told(b"not a roster"), "secagg_message")
+    assert s._secure is None
+
+
+def test_one_device_is_in_a_sum_once():
+    used = set()
+    for expected in ("advertise", None):
+        s = at(SessionState.AWAITING)
+        s._secure._used_sums = used
+        effect = s.told(Joined(group=0, index=0))
+        if expected is None:
+            refused(effect, "secagg_session_reused")
+        else:
+            assert effect.step == expected
 
 
 def test_the_plain_path_needs_the_owners_consent():

@@ -9,7 +9,7 @@ from device import world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from covey.device.secure import SecureReport
+from covey.device.secure import SecureReport, sum_session
 from covey.plans.plan import unpack_plan
 from covey.server.messages import (
     AbandonArrived,
@@ -139,7 +139,7 @@ def test_the_opened_sum_is_the_plain_sum_bit_for_bit():
     closed = r.play()
     assert same(closed.total, r.expected(r.sessions)) and closed.reason == ""
     assert [type(m) for m in r.told] == [Counted] * 6 + [ShardClosed]
-    masked = r.devices["s0"]._sum_session(r.manifest.layout(0), 0).packed_bytes
+    masked = sum_session(r.manifest, r.offer, parts.POPULATION, group=0).packed_bytes
     assert closed.bytes_up > 6 * masked
     assert r.role.next_deadline_s() is None and not r.role._shards and not r.role._attempt_of
 
@@ -152,7 +152,7 @@ def test_whoever_drops_out_wherever_the_sum_is_that_of_the_survivors_or_nothing(
     gone = data.draw(st.dictionaries(st.sampled_from(r.sessions), steps, max_size=4))
     closed = r.play(gone)
     survivors = [s for s in r.sessions if gone.get(s) in (None, "unmask")]
-    session = r.devices["s0"]._sum_session(r.manifest.layout(0), 0)
+    session = sum_session(r.manifest, r.offer, parts.POPULATION, group=0)
     left = [sum(gone.get(s, "zzz") not in SECURE_STEPS[: i + 1] for s in r.sessions) for i in range(1, 5)]
     needed = [session.quorum] * 3 + [session.threshold]
     if all(n >= m for n, m in zip(left, needed, strict=True)):
@@ -308,7 +308,7 @@ def test_devices_that_were_told_different_things_are_not_summed(field):
 
 def test_the_largest_body_is_that_of_a_masked_update():
     r = Round()
-    session = r.devices["s0"]._sum_session(r.manifest.layout(0), 0)
+    session = sum_session(r.manifest, r.offer, parts.POPULATION, group=0)
     assert r.role.max_body_bytes == session.max_message_bytes >= session.packed_bytes
 
 

@@ -14,10 +14,10 @@ from covey.plans.manifest import Manifest
 from covey.secagg import Mode, Party
 from covey.secagg import Session as SumSession
 from covey.types.errors import StateError
-from covey.types.segments import Segment, to_fixed_point
+from covey.types.segments import to_fixed_point
 from covey.wire.messages import SECURE_STEPS, Assignment, Joined
 
-__all__ = ["SecureReport"]
+__all__ = ["SecureReport", "sum_session"]
 
 
 class SecureReport:
@@ -52,8 +52,8 @@ class SecureReport:
         """
         self._manifest, self._assignment, self._population = manifest, assignment, population
         self._randomness, self._used_sums = randomness, used_sums
-        self._segments = manifest.layout(assignment.phase)
-        self._inputs = [to_fixed_point(values.pop(s.name), s) for s in self._segments]
+        # A part becomes integers and is dropped before the next: the update is never held twice.
+        self._inputs = [to_fixed_point(values.pop(s.name), s) for s in manifest.layout(assignment.phase)]
         self._party: Party | None = None
 
     def joined(self, message: Joined) -> bytes:
@@ -62,7 +62,7 @@ class SecureReport:
         Raises:
             SecAggError: numbers under which this device does not take part, or a sum that it was in already.
         """
-        session = self._sum_session(self._segments, message.group)
+        session = sum_session(self._manifest, self._assignment, self._population, group=message.group)
         self._party = Party(session, message.index, randomness=self._randomness, used_sessions=self._used_sums)
         return self._party.advertise()
 
@@ -93,21 +93,28 @@ class SecureReport:
         if self._party is not None:
             self._party.leave()
 
-    def _sum_session(self, segments: tuple[Segment, ...], group: int) -> SumSession:
-        privacy, offer = self._manifest.privacy, self._assignment
-        assert privacy.secure is not None, "a plan in secure mode has its terms"
-        return SumSession.plan(
-            Mode.HONEST_BUT_CURIOUS,
-            segments,
-            n_max=privacy.secure.group_size,
-            min_survivors=privacy.min_cohort,
-            adversary=privacy.secure.adversary,
-            dropout=privacy.secure.dropout,
-            population=self._population,
-            round_id=f"{offer.public_seed}/{offer.phase}",
-            group=group,
-            public_seed=bytes.fromhex(offer.public_seed),
-            plan_hash=bytes.fromhex(offer.plan.sha256),
-            checkpoint_hash=bytes.fromhex(offer.checkpoint.sha256),
-            broadcast_hash=bytes.fromhex(offer.shared.sha256) if offer.shared else bytes(32),
-        )
+
+def sum_session(manifest: Manifest, assignment: Assignment, population: str, *, group: int) -> SumSession:
+    """Return the facts of one group's sum, from what this device verified itself.
+
+    Raises:
+        SecAggParameterError: the plan's terms are unsafe, or do not fit together.
+        LayoutError: sums that could overflow.
+    """
+    privacy = manifest.privacy
+    assert privacy.secure is not None, "a plan in secure mode has its terms"
+    return SumSession.plan(
+        Mode.HONEST_BUT_CURIOUS,
+        manifest.layout(assignment.phase),
+        n_max=privacy.secure.group_size,
+        min_survivors=privacy.min_cohort,
+        adversary=privacy.secure.adversary,
+        dropout=privacy.secure.dropout,
+        population=population,
+        round_id=f"{assignment.public_seed}/{assignment.phase}",
+        group=group,
+        public_seed=bytes.fromhex(assignment.public_seed),
+        plan_hash=bytes.fromhex(assignment.plan.sha256),
+        checkpoint_hash=bytes.fromhex(assignment.checkpoint.sha256),
+        broadcast_hash=bytes.fromhex(assignment.shared.sha256) if assignment.shared else bytes(32),
+    )

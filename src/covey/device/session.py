@@ -30,7 +30,7 @@ from typing import TypeVar
 
 from covey.compression.codec import Float64, codec_named
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
-from covey.device.secure import SecureReport
+from covey.device.secure import SecureReport, sum_session
 from covey.device.trainer import LocalResult, TrainingJob
 from covey.plans.lint import lint_plan
 from covey.plans.manifest import Manifest
@@ -48,7 +48,7 @@ from covey.types.errors import (
 from covey.types.segments import HEADER
 from covey.types.tensors import Tensors, TensorSpec, sha256_hex, unpack_tensors
 from covey.wire.framing import encode_update
-from covey.wire.messages import Abandon, Assignment, BlobRef, CheckIn, ComeBack, Joined, Reported, Taken
+from covey.wire.messages import SECURE_STEPS, Abandon, Assignment, BlobRef, CheckIn, ComeBack, Joined, Reported, Taken
 
 __all__ = [
     "AwaitStep",
@@ -372,7 +372,8 @@ class Session:
 
     def reported(self, message: Reported) -> Effect:
         """Take the answer to the report, or to the last step of a secure sum."""
-        self._expect(SessionState.REPORTING, SessionState.SECURING)
+        last = isinstance(self._effect, SendStep) and self._effect.step == SECURE_STEPS[-1]
+        self._expect(SessionState.REPORTING, *([SessionState.SECURING] if last else []))
         return self._finish(self._counted(message.retry_after_s))
 
     def abandoned(self) -> Effect:
@@ -416,6 +417,8 @@ class Session:
         if self.state is SessionState.FETCHING_PLAN:
             plan = self._verified.plan(assignment.plan, data)
             check_assignment(self._policy, plan, assignment)
+            if assignment.mode == "secure":  # before training: a sum that this device would refuse is not worth it
+                sum_session(plan.manifest, assignment, self._policy.population, group=0)
             self._plan = plan
             return self._go(SessionState.FETCHING_CHECKPOINT, FetchBlob(assignment.checkpoint, "checkpoint"))
         assert self._plan is not None
