@@ -53,8 +53,8 @@ finally:
 def prepare(folder: Path) -> None:
     """Make a population, a device with 600 examples, and what the bare process needs."""
     fed = folder / "fed"
-    command = [sys.executable, "-m", "covey", "init", fed, "--recipe", _RECIPE, "--cohort", "1", "--min-cohort", "1"]
-    subprocess.run([*command, "--port", "0"], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "covey", "init", fed, "--recipe", _RECIPE, "--plain", "--cohort", "1"]
+    subprocess.run([*command, "--min-cohort", "1", "--port", "0"], check=True, stdout=subprocess.DEVNULL)
     config = fed / "server" / "server.toml"
     config.write_text(config.read_text().replace("over_selection = 1.3", "over_selection = 1.0"))
     fill = [sys.executable, "-m", "covey", "device", "fill", "--home", folder / "home", "--recipe", _RECIPE]

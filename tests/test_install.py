@@ -1,4 +1,4 @@
-"""A base install is a device: without JAX, ONNX or any server package it takes part in a real round."""
+"""A base install is a device: without JAX, ONNX or any server package it takes part in a real, secure round."""
 
 import os
 import re
@@ -35,9 +35,9 @@ def test_a_base_install_takes_part_in_a_round(device_python, tmp_path):
     assert found.stdout == "[]\n", "this environment has more than a base install"
     covey = [sys.executable, "-m", "covey"]
     fed = tmp_path / "fed"
-    init = [*covey, "init", fed, "--recipe", TINY, "--cohort", "2", "--min-cohort", "1", "--port", "0"]
+    init = [*covey, "init", fed, "--recipe", TINY, "--cohort", "3", "--min-cohort", "3", "--port", "0"]
     subprocess.run(init, check=True, capture_output=True)
-    homes = [tmp_path / f"home-{i}" for i in range(2)]
+    homes = [tmp_path / f"home-{i}" for i in range(3)]
     with subprocess.Popen([*covey, "serve", "--dir", fed / "server"], stdout=subprocess.PIPE, text=True) as server:
         try:
             url = re.search(r"https://\S+:\d+", server.stdout.readline()).group()
@@ -48,13 +48,13 @@ def test_a_base_install_takes_part_in_a_round(device_python, tmp_path):
                 subprocess.run([device_python, "-c", make, array], check=True, env=env, cwd=tmp_path)
                 fill = [*device, "fill", "--home", home, "--plan", fed / "server" / "plan.covey", "--npz", array]
                 subprocess.run(fill, check=True, env=env, cwd=tmp_path, capture_output=True)
-            run = [*device, "run", "--server", url, "--population", "blobs", "--once", "--accept-plain"]
-            run += ["--min-cohort", "1", "--owner-key", fed / "owner" / "owner.pub"]
+            run = [*device, "run", "--server", url, "--population", "blobs", "--once"]
+            run += ["--min-cohort", "3", "--owner-key", fed / "owner" / "owner.pub"]
             run += ["--ca", fed / "server" / "authority" / "ca.pem"]
             run += [a for h in homes for a in ("--home", h)]
             done = subprocess.run(run, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120)
             assert done.returncode == 0, done.stderr
-            assert done.stdout.count("counted 8 examples, 2 steps") == 2
+            assert done.stdout.count("counted 8 examples, 2 steps") == 3
             assert "round 1 committed" in server.stdout.readline()
         finally:
             server.terminate()

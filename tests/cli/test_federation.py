@@ -39,7 +39,7 @@ def line_with(process, word):
 def world(covey, tiny, tmp_path):
     """A population for two devices a round, and three devices with examples."""
     done = covey(
-        "init", tmp_path / "fed", "--recipe", tiny, "--cohort", 2, "--min-cohort", 1, "--port", 0, "--host", "localhost"
+        "init", tmp_path / "fed", "--recipe", tiny, "--plain", "--cohort", 2, "--min-cohort", 1, "--port", 0, "--host", "localhost"
     )
     assert done.returncode == 0, done.stderr
     for i in range(3):
@@ -138,7 +138,7 @@ def test_your_own_arrays_go_on_a_device(covey, world):
 
 def test_an_existing_population_is_not_overwritten(covey, world, tiny):
     before = (world / "fed/owner/owner.key").read_bytes()
-    done = covey("init", world / "fed", "--recipe", tiny, "--cohort", 2, "--min-cohort", 1)
+    done = covey("init", world / "fed", "--recipe", tiny, "--plain", "--cohort", 2, "--min-cohort", 1)
     assert done.returncode == 2
     assert (world / "fed/owner/owner.key").read_bytes() == before
 

@@ -51,15 +51,25 @@ def storage_with_population(**fields) -> tuple[MemoryStorage, PopulationRecord]:
     return storage, record
 
 
-def write_directory(path: Path, *, goal: int = 2, port: int = 0, extra: str = "", rounds: str = "") -> Path:
+def write_directory(
+    path: Path,
+    *,
+    goal: int = 2,
+    port: int = 0,
+    extra: str = "",
+    rounds: str = "",
+    plan: bytes | None = None,
+    min_fraction: float = 1.0,
+) -> Path:
     """Write what ``covey serve`` needs for the tiny population; return the directory."""
     path.mkdir(parents=True, exist_ok=True)
-    data = world.plan_bytes()
+    data = world.plan_bytes() if plan is None else plan
     (path / "plan.covey").write_bytes(data)
     (path / "plan.sig").write_text(sign_plan(world.OWNER, POPULATION, sha256_hex(data)).hex() + "\n")
     (path / "checkpoint.bin").write_bytes(world.checkpoint())
     (path / "server.toml").write_text(
-        f'population = "{POPULATION}"\nport = {port}\n{extra}\n[round]\ngoal = {goal}\nmin_fraction = 1.0\n{rounds}\n'
+        f'population = "{POPULATION}"\nport = {port}\n{extra}\n'
+        f"[round]\ngoal = {goal}\nmin_fraction = {min_fraction}\n{rounds}\n"
     )
     return path
 

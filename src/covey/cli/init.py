@@ -42,7 +42,7 @@ hyper = {{ {hyper} }}
 Afterwards, in two terminals:
   covey serve --dir DIR/server
   covey device run --server https://localhost:8443 --population P --owner-key DIR/owner/owner.pub \\
-      --ca DIR/server/authority/ca.pem --home my-device --accept-plain --min-cohort 1""",
+      --ca DIR/server/authority/ca.pem --home my-device --min-cohort 3""",
 )
 @click.argument("directory", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--recipe", required=True, help="A recipe's name, or a path to your own Python file.")
