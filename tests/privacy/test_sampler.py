@@ -43,12 +43,13 @@ def test_tables_hold_the_exact_probabilities(kind, exact, sigma):
     bound = noise.bound
     # Both ends of an interval are rounded by less than one unit, and mass below 2**-128 is missing from all.
     tolerance = mpmath.mpf(2) ** -126
-    step = max(1, bound // 60)
+    step = max(1, bound // (60 if sigma < 100 else 6))  # mpmath takes its time
     for k in [*range(-bound, bound + 1, step), 0, 1, -1]:
         table = mpmath.mpf(edges[k + bound + 1] - edges[k + bound]) / mpmath.mpf(2) ** 128
         assert abs(table - exact(sigma, k)) < tolerance, k
-    beyond = 2 * sum(exact(sigma, k) for k in range(bound + 1, bound + 40))
-    assert beyond < mpmath.mpf(2) ** -127
+    # Beyond the table each probability is below a constant times its predecessor: a geometric sum bounds the rest.
+    first, second = exact(sigma, bound + 1), exact(sigma, bound + 2)
+    assert 2 * first / (1 - second / first) < mpmath.mpf(2) ** -127
     assert noise.distance < 2.0**-112
 
 

@@ -23,7 +23,7 @@ __all__ = ["Skellam"]
 
 _START_BITS = 256  # of the first value of the recurrence: each step loses less than one unit of 2**-256 of it
 _TAIL_BITS = 132
-_MAX_SIGMA = 1 << 12
+_MAX_SIGMA = 1 << 14
 
 
 class Skellam(IntegerNoise):
@@ -33,7 +33,7 @@ class Skellam(IntegerNoise):
         """Prepare the table.
 
         Raises:
-            NoiseError: sigma not between 0.25 and 4096 units.
+            NoiseError: sigma not between 0.25 and 16384 units.
         """
         if not 0.25 <= sigma <= _MAX_SIGMA:
             raise NoiseError(
