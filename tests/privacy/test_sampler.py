@@ -137,7 +137,7 @@ def test_small_tables_by_enumeration(weights):
 @pytest.mark.parametrize("kind", [DiscreteGaussian, Skellam])
 @pytest.mark.parametrize("sigma", [0.0, 0.2, -1.0, math.inf, math.nan, 2.0**60])
 def test_impossible_noise_is_refused(kind, sigma):
-    with pytest.raises(NoiseError, match="sigma of 0.25"):
+    with pytest.raises(NoiseError, match="expected a sigma of"):
         kind(sigma)
 
 

@@ -128,9 +128,7 @@ def solve_noise(epsilon_at: Callable[[float], float], target: float) -> float:
     """
     low, high = 1e-2, 1e4
     if not epsilon_at(high) <= target:
-        raise NoiseError(
-            "noise", expected=f"a noise multiplier of at most {high:g}", got=f"more, for epsilon {target:g}"
-        )
+        raise NoiseError("noise", expected=f"a noise multiplier of at most {high:g}", got=f"epsilon above {target:g}")
     if epsilon_at(low) <= target:
         return low
     while high / low > 1 + 1e-4:

@@ -1,7 +1,7 @@
 """DP-FTRL: noise on the nodes of a binary tree over rounds, for populations that are not sampled at random.
 
-P. Kairouz, H. B. McMahan, S. Song, O. Thakkar, A. Thakurta, Z. Xu, Practical and Private (Deep) Learning without Sampling
-or Shuffling, 2103.00039 (version 3), Algorithm 1 and Appendix D. With plain server steps, FTRL is Federated Averaging
+P. Kairouz, H. B. McMahan, S. Song, O. Thakkar, A. Thakurta, Z. Xu, Practical and Private (Deep) Learning without
+Sampling or Shuffling, 2103.00039 (version 3), Algorithm 1 and Appendix D. With plain server steps, FTRL is Federated Averaging
 whose round t gets the noise ``N_t - N_{t-1}``, N_t being the noise of the tree's estimate of the sum of the first t.
 
 Each node's noise is N(0, σ²). A device that takes part at the leaves X changes node v by at most (number of X below v)
@@ -11,7 +11,6 @@ Estimates are those of J. Honaker, Efficient Use of Differentially Private Binar
 and that of its children estimate the same number, and are averaged with weights by their variances.
 """
 
-import math
 from functools import lru_cache
 
 import numpy as np
@@ -75,8 +74,8 @@ def tree_sensitivity_squared(num_rounds: int, max_participation: int, min_separa
         max_participation: in how many rounds one device may take part.
         min_separation: at least so many rounds lie between two of them.
 
-    Dynamic programming over complete subtrees, as in Appendix D.2; the state is how many rounds at a subtree's start the
-    device must still wait (``start``) and how many of its last wait reach beyond the subtree's end (``end``).
+    Dynamic programming over complete subtrees, as in Appendix D.2; the state is how many rounds at a subtree's start
+    the device must still wait (``start``) and how many of its last wait reach beyond the subtree's end (``end``).
 
     Raises:
         PrivacyError: arguments that are not counts.
@@ -129,13 +128,3 @@ def _joined(left: Floats, right: Floats, most: int) -> Floats:
             np.maximum(out[p : p + len(part)], found, out=out[p : p + len(part)])
     feasible = np.isfinite(out).any(axis=(1, 2))
     return out[: int(np.flatnonzero(feasible).max(initial=0)) + 1]
-
-
-def node_count(num_rounds: int) -> int:
-    """Return how many nodes a forest over ``num_rounds`` has: how many noise vectors are drawn."""
-    return 2 * num_rounds - num_rounds.bit_count()
-
-
-def tree_noise_multiplier(noise_multiplier: float, sensitivity_squared: int) -> float:
-    """Return the multiplier of the one Gaussian mechanism that the whole tree is."""
-    return noise_multiplier / math.sqrt(sensitivity_squared)

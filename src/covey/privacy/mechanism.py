@@ -2,7 +2,7 @@
 
 The device computes its share from these numbers alone; it takes nothing on the server's word.
 
-Everything is in integer units: a contribution is clipped to ``clip`` and scaled so that ``clip`` becomes ``clip_units``.
+Everything is in integer units: a contribution is clipped to ``clip`` and scaled so that this becomes ``clip_units``.
 ``noise_multiplier`` (the papers' z) is the standard deviation of the noise in the sum over ``clip``. What rounding adds
 to a contribution's length is accounted for, so the multiplier that counts is a little smaller.
 
@@ -104,7 +104,7 @@ class Mechanism:
         """The multiplier of the model's noise alone: the clip's indicator spends a part (1905.03871, Theorem 1)."""
         if not self.adaptive:
             return self.noise_multiplier
-        return (self.noise_multiplier**-2 - (2 * self.count_noise) ** -2) ** -0.5
+        return 1 / math.sqrt(self.noise_multiplier**-2 - (2 * self.count_noise) ** -2)
 
     @property
     def sigma_units(self) -> float:

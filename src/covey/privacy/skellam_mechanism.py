@@ -1,8 +1,8 @@
 """What Skellam noise protects, from one device or from the sum of many.
 
 N. Agarwal, P. Kairouz, Z. Liu, The Skellam Mechanism for Differentially Private Federated Learning, 2110.04995,
-Theorem 3.5 and Corollary 4.1: for integer vectors with sensitivities Δ1 and Δ2 and noise Sk(0, μ) on each coordinate, the
-Rényi divergence of an integer order α > 1 is at most
+Theorem 3.5 and Corollary 4.1: for integer vectors with sensitivities Δ1 and Δ2 and noise Sk(0, μ) on each coordinate,
+the Rényi divergence of an integer order α > 1 is at most
 
     α Δ2² / (2μ) + min( ((2α - 1) Δ2² + 6 Δ1) / (4μ²),  3 Δ1 / (2μ) )
 
