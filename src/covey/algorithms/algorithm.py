@@ -49,7 +49,12 @@ class Aggregate:
         return cls(total.num_folded, float(header[1]), dict(zip(metrics, header[2:].tolist(), strict=True)), segments)
 
     def means(self) -> dict[str, float]:
-        """Return metric means: the loss over the weight, every task metric over the weight."""
+        """Return metric means: the loss over the weight, every task metric over the weight; none where all are absent.
+
+        Under differential privacy metrics would be opened without noise, so that they are absent.
+        """
+        if not self.metrics:
+            return {}
         weight = max(self.metrics["weight"], 1e-30)
         return {k: v / weight for k, v in self.metrics.items() if k not in ("examples", "weight")}
 

@@ -39,6 +39,7 @@ from covey.device.session import (
 )
 from covey.device.trainer import OnnxTrainer, Trainer, TrainingStopped
 from covey.device.transport import HttpTransport, Transport
+from covey.privacy.randomness import AesCtr
 from covey.types.errors import CoveyError, NotFoundError, StateError, UnauthorizedError, UsageError, VersionError
 from covey.wire.messages import BlobRef, Enroll
 
@@ -204,7 +205,8 @@ class DeviceAgent:
 
     def _session(self) -> Outcome:
         """Run one session to its end."""
-        session = Session(self._policy, seed=os.urandom(32), verified=self._verified)
+        noise = AesCtr(os.urandom(32), private=True)
+        session = Session(self._policy, seed=os.urandom(32), verified=self._verified, noise=noise)
         try:
             outcome = self._drive(session)
         except KeyboardInterrupt:

@@ -24,11 +24,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
-from covey.compression.codec import Float64, codec_named
+from covey.compression.codec import codec_named
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
-from covey.device.trainer import LocalResult, TrainingJob
+from covey.device.private import private_segments
+from covey.device.trainer import LocalResult, TrainingJob, hyper_values
 from covey.plans.lint import lint_plan
+from covey.plans.manifest import CLIP
 from covey.plans.plan import Plan, unpack_plan
+from covey.privacy.randomness import Randomness, refuse_seeded
 from covey.types.errors import (
     AlreadyCountedError,
     BlobHashError,
@@ -39,7 +42,6 @@ from covey.types.errors import (
     TransportError,
     UnauthorizedError,
 )
-from covey.types.segments import HEADER
 from covey.types.tensors import Tensors, TensorSpec, sha256_hex, unpack_tensors
 from covey.wire.framing import encode_update
 from covey.wire.messages import Abandon, Assignment, BlobRef, CheckIn, ComeBack, Reported
@@ -239,14 +241,28 @@ _AGAIN = "nothing was kept; it will be fetched again"
 class Session:
     """The state machine. One object serves one session; not thread-safe."""
 
-    def __init__(self, policy: OwnerPolicy, *, seed: bytes, verified: Verified | None = None) -> None:
+    def __init__(
+        self,
+        policy: OwnerPolicy,
+        *,
+        seed: bytes,
+        verified: Verified | None = None,
+        noise: Randomness | None = None,
+    ) -> None:
         """Make a session that has not begun.
 
         Args:
             policy: what the device's owner accepts.
             seed: 32 bytes for the order of examples and for dropout; on a device from the operating system.
             verified: what this process has already checked.
+            noise: for plans with differential privacy; on a device from a fresh seed of the operating system.
+
+        Raises:
+            SeededNoiseError: injected noise outside a simulation.
         """
+        if noise is not None and not policy.privacy.simulated:
+            refuse_seeded(noise, "session")
+        self._noise = noise
         self.state = SessionState.IDLE
         self.assignment: Assignment | None = None
         self._policy = policy
@@ -294,10 +310,16 @@ class Session:
         self._expect(SessionState.TRAINING)
         assert self.assignment is not None
         assert self._plan is not None
-        phase = self._plan.manifest.phases[self.assignment.phase]
-        codecs = {HEADER: Float64(), **{s.name: codec_named(s.codec) for s in phase.segments}}
+        manifest, segments = self._plan.manifest, result.segments
+        if manifest.privacy.noise is not None:
+            clip = hyper_values(manifest, self.assignment.hyper)[CLIP]
+            try:
+                segments = private_segments(result, manifest.privacy, clip, self._noise)
+            except CoveyError as error:
+                return self._give_up(error.code, error)
+        codecs = {k: codec_named(name) for k, name in manifest.codecs(self.assignment.phase).items()}
         # A part is encoded and dropped before the next: the update is never held twice.
-        body = encode_update([(k, c.encode(result.segments.pop(k))) for k, c in codecs.items()])
+        body = encode_update([(k, c.encode(segments.pop(k))) for k, c in codecs.items()])
         self._trained = (result.num_examples, result.num_steps)
         self._params = {}
         return self._go(SessionState.REPORTING, SendReport(self.assignment.session, body))

@@ -30,6 +30,8 @@ from covey.types.tensors import TensorSpec
 
 __all__ = [
     "BASE_METRICS",
+    "CLIP",
+    "CLIP_COUNT",
     "SCHEMA_VERSION",
     "AlgorithmRef",
     "Budget",
@@ -39,6 +41,7 @@ __all__ = [
     "GraphEntry",
     "HyperBound",
     "Manifest",
+    "NoiseTerms",
     "Phase",
     "PrivacyTerms",
     "Query",
@@ -49,6 +52,10 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 BASE_METRICS = ("examples", "loss", "weight")
+CLIP = "clip"
+"""The per-round value that carries the clip where a plan has noise."""
+CLIP_COUNT = "clip_count"
+"""The segment with the indicators of the adapting clip: one coordinate, the last of an update."""
 
 
 class FieldSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,6 +156,41 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
     time_s: float = 600.0
 
 
+class NoiseTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """Differential privacy of a task: fixed in the plan, recomputed by every device, never taken from the server.
+
+    The names and meanings of all but the last three are those of :class:`covey.privacy.mechanism.Mechanism`; its
+    ``min_survivors`` is the terms' ``min_cohort``. The clip of a round travels as the per-round value ``clip``.
+
+    Attributes:
+        ring_bits: of the model's segments.
+        coordinate_bound: the largest magnitude, in units, of one coordinate that one device sends, noise included.
+        count_bound: the same for the indicator of the adapting clip.
+    """
+
+    kind: str
+    clip: float
+    clip_low: float
+    clip_high: float
+    noise_multiplier: float
+    clip_units: int
+    denominator: int
+    population: int
+    delta: float
+    num_rounds: int
+    colluders: int = 0
+    budget: float | None = None
+    quantile: float | None = None
+    clip_lr: float = 0.2
+    count_noise: float = 0.0
+    max_participation: int = 0
+    min_separation: int = 0
+    sampling: str = "none"
+    ring_bits: int = 64
+    coordinate_bound: int
+    count_bound: int = 0
+
+
 class PrivacyTerms(msgspec.Struct, frozen=True, kw_only=True):
     """What the population's owner promises, and every device checks for itself.
 
@@ -157,12 +199,14 @@ class PrivacyTerms(msgspec.Struct, frozen=True, kw_only=True):
         min_cohort: the fewest devices whose sum may be opened.
         n_max: the most devices that may ever be selected for one sum; makes overflow impossible.
         max_weight: cap on one device's weight.
+        noise: differential privacy, or None. With it, weights are uniform and metrics are absent.
     """
 
     mode: str = "plain"
     min_cohort: int = 100
     n_max: int = 10_000
     max_weight: int = 10_000
+    noise: NoiseTerms | None = None
 
 
 class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,12 +249,26 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             LayoutError: a sum over ``n_max`` devices could wrap.
         """
-        terms = self.privacy
+        terms, noise = self.privacy, self.privacy.noise
         out = [header_segment(len(self.metrics), terms.n_max)]
+        if noise is not None:
+            # Integers already: the clip is clip_units of them, whatever the clip is this round.
+            for s in self.phases[phase].segments:
+                bits = noise.ring_bits
+                # A segment refuses magnitudes of its bound and more.
+                out.append(Segment(s.name, s.length, noise.coordinate_bound + 1, terms.n_max, ring_bits=bits))
+            if noise.quantile is not None:
+                out.append(Segment(CLIP_COUNT, 1, noise.count_bound + 1, terms.n_max))
+            return tuple(out)
         for s in self.phases[phase].segments:
             weight = terms.max_weight if s.weighting == "examples" else 1
             out.append(real_segment(s.name, s.length, s.max_delta * weight, terms.n_max))
         return tuple(out)
+
+    def codecs(self, phase: int) -> dict[str, str]:
+        """Return the name of the codec of each segment of :meth:`layout`, in its order."""
+        own = {s.name: s.codec for s in self.phases[phase].segments}
+        return {s.name: own.get(s.name, "float64") for s in self.layout(phase)}
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -268,6 +326,23 @@ def _validate(m: Manifest) -> None:
             (all(s.max_delta > 0 for s in p.segments), f"phases[{i}].max_delta", "above 0"),
         ]
     checks += [(h.low <= h.default <= h.high, f"hyper.{h.name}", "low <= default <= high") for h in m.hyper]
+    if m.privacy.noise is not None:
+        checks += _noise_checks(m, m.privacy.noise)
     for ok, where, expected in checks:
         if not ok:
             raise PlanFormatError(f"manifest.json: {where}", expected=expected, got="something else")
+
+
+def _noise_checks(m: Manifest, noise: NoiseTerms) -> list[tuple[bool, str, str]]:
+    """Return the checks of a plan with noise; what the noise itself must be is :mod:`covey.privacy`'s business."""
+    clip = next((h for h in m.hyper if h.name == CLIP), None)
+    same = clip is not None and (clip.default, clip.low, clip.high) == (noise.clip, noise.clip_low, noise.clip_high)
+    segments = [s for p in m.phases for s in p.segments]
+    return [
+        (same, f"hyper.{CLIP}", "the bounds of privacy.noise"),
+        (all(s.weighting == "none" for s in segments), "phases: weighting", "none: under noise weights are uniform"),
+        (all(s.name != CLIP_COUNT for s in segments), "phases: segments", f"names other than {CLIP_COUNT}"),
+        # Integers below 2**24 are exact in float32; another codec would change what was clipped and noised.
+        (all(s.codec in ("float32", "float64") for s in segments), "phases: codec", "float32 or float64 under noise"),
+        (0 < noise.coordinate_bound < 1 << 24, "privacy.noise.coordinate_bound", "1 to 2**24 - 1"),
+    ]

@@ -1,8 +1,9 @@
 """DP-FTRL: noise on the nodes of a binary tree over rounds, for populations that are not sampled at random.
 
 P. Kairouz, H. B. McMahan, S. Song, O. Thakkar, A. Thakurta, Z. Xu, Practical and Private (Deep) Learning without
-Sampling or Shuffling, 2103.00039 (version 3), Algorithm 1 and Appendix D. With plain server steps, FTRL is Federated Averaging
-whose round t gets the noise ``N_t - N_{t-1}``, N_t being the noise of the tree's estimate of the sum of the first t.
+Sampling or Shuffling, 2103.00039 (version 3), Algorithm 1 and Appendix D. With plain server steps, FTRL is Federated
+Averaging whose round t gets the noise ``N_t - N_{t-1}``, N_t being the noise of the tree's estimate of the sum of the
+first t rounds.
 
 Each node's noise is N(0, σ²). A device that takes part at the leaves X changes node v by at most (number of X below v)
 clips, so the whole tree is one Gaussian mechanism with sensitivity² ζ = max over X of Σ_v |X below v|² (Theorem D.3).

@@ -14,6 +14,7 @@ Parallel Gaussian Sampler for Lattices, 2010, Theorem 3.1, it *is* that Gaussian
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from covey.privacy import distributed_discrete_gaussian, skellam_mechanism
 from covey.privacy.accounting import ORDERS, GaussianLoss, Loss, RenyiLoss, Spent, check_delta
@@ -83,6 +84,18 @@ class Mechanism:
     max_participation: int = 0
     min_separation: int = 0
     sampling: str = "none"
+
+    @classmethod
+    def of(cls, terms: Any, min_survivors: int) -> "Mechanism":
+        """Return the mechanism of a plan's terms: any object with attributes of these names.
+
+        Raises:
+            PrivacyError: a promise that cannot be kept; see :meth:`check`.
+        """
+        names = (f.name for f in dataclasses.fields(cls) if f.name != "min_survivors")
+        mechanism = cls(min_survivors=min_survivors, **{name: getattr(terms, name) for name in names})
+        mechanism.check()
+        return mechanism
 
     @property
     def distributed(self) -> bool:
@@ -176,6 +189,16 @@ class Mechanism:
     def count_noise_sampler(self) -> IntegerNoise:
         """Return the sampler of one share of the noise on the clip's indicator."""
         return _sampler(self.kind, self.count_share_units)
+
+    def coordinate_bound(self) -> int:
+        """Return the largest magnitude, in units, of a coordinate that a device sends: clipped, rounded, noised."""
+        return self.clip_units + 1 + (self.noise().bound if self.distributed else 0)
+
+    def count_bound(self) -> int:
+        """Return the same for the clip's indicator; 0 where the clip is fixed."""
+        if not self.adaptive:
+            return 0
+        return COUNT_UNITS + (self.count_noise_sampler().bound if self.distributed else 0)
 
     def losses(self, dim: int) -> tuple[Loss, ...]:
         """Return what one opened sum costs, for a model of ``dim`` coordinates; under a tree, all of its sums."""
