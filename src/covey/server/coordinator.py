@@ -37,7 +37,7 @@ from covey.server.messages import (
 from covey.server.private import PrivateSums
 from covey.server.settings import RoundSettings, check_settings
 from covey.storage.interface import PopulationRecord, Storage, decode_named, encode_named
-from covey.types.errors import CoveyError, LayoutError
+from covey.types.errors import BudgetExhaustedError, CoveyError, LayoutError
 from covey.types.segments import SegmentSum
 from covey.types.tensors import pack_tensors, sha256_hex, unpack_tensors
 from covey.wire.messages import Assignment, BlobRef, RoundSummary
@@ -201,7 +201,10 @@ class Coordinator:
 
     def _begin(self, now_s: float) -> list[Envelope]:
         if self._private is not None and not self._private.affordable(self._storage):
-            # Nobody trains for a sum that may not be opened.
+            # Nobody trains for a sum that may not be opened; the last row says why nothing follows.
+            row = self._summary(_Attempt("", now_s, 0.0), "abandoned", BudgetExhaustedError.code, now_s, {}, "")
+            self._storage.add_summary(self.population, row)
+            self.summaries += 1
             self._attempt, self.state = None, CoordinatorState.PAUSED
             return []
         self._next_state = self._server_state

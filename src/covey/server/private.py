@@ -1,4 +1,4 @@
-"""Differential privacy on the server: charge before a sum is opened, add what noise is the server's, divide by a constant.
+"""Differential privacy on the server: charge before a sum is opened, add the server's noise, divide by a constant.
 
 The algorithm that applies the result sees an ordinary aggregate, whose weight is the public denominator and whose
 metrics are absent.
