@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from covey.cli.options import file_path, read_file, recipe_argument, settings_from, training_options, write_file
-from covey.cli.output import StatusLine, bytes_text, print_table
+from covey.cli.output import StatusLine, bytes_text, print_guarantee, print_table
 
 if TYPE_CHECKING:
     from covey.plans.manifest import Manifest
     from covey.plans.plan import Plan
+    from covey.recipes.prepare import Prepared
 
 __all__ = ["command"]
 
@@ -33,6 +34,9 @@ def command() -> None:
 @click.option("--min-cohort", type=int, default=100, show_default=True, help="The fewest devices in a sum.")
 @click.option("--n-max", type=int, default=10_000, show_default=True, help="The most devices selected for a sum.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first parameters.")
+@click.option("--privacy", metavar="SPEC", help="Differential privacy, as gaussian:clip=0.5,noise=1; docs/privacy.md.")
+@click.option("--rounds", type=int, metavar="R", help="With --privacy: how many rounds are planned.")
+@click.option("--devices", type=int, metavar="N", help="With --privacy: how many devices the population has.")
 @training_options
 def build(
     recipe: str,
@@ -43,6 +47,9 @@ def build(
     min_cohort: int,
     n_max: int,
     seed: int,
+    privacy: str | None,
+    rounds: int | None,
+    devices: int | None,
     **training: Any,
 ) -> None:
     """Trace a recipe's task, lower it to ONNX, check every graph against JAX, and write the plan."""
@@ -64,6 +71,8 @@ def build(
         on_build=lambda: status.show("tracing, lowering and checking against JAX ..."),
     )  # fmt: skip
     status.clear()
+    if privacy is not None:
+        prepared = _private(prepared, privacy, settings.cohort, min_cohort, n_max, rounds, devices)
     write_file(out, prepared.plan_bytes)
     if checkpoint is not None:
         write_file(checkpoint, prepared.checkpoint)
@@ -147,6 +156,32 @@ def diff(before: Path, after: Path) -> int:
     return 1
 
 
+def _private(
+    prepared: "Prepared",
+    text: str,
+    cohort: int,
+    min_cohort: int,
+    n_max: int,
+    rounds: int | None,
+    devices: int | None,
+) -> "Prepared":
+    """Write a promise of differential privacy into a plan, and print it."""
+    from covey.privacy.guarantee import guarantee_of
+    from covey.privacy.spec import Setting, parse_spec
+    from covey.recipes.private import model_dim, with_privacy
+    from covey.types.errors import UsageError
+
+    spec = parse_spec(text)
+    if spec is None:
+        return prepared
+    if rounds is None or devices is None or min(rounds, devices) < 1:
+        raise UsageError("--privacy", expected="--rounds R and --devices N beside it, at least 1", got="one missing")
+    setting = Setting(cohort, min_cohort, n_max, rounds, devices, dim=0)
+    private, mechanism = with_privacy(prepared, spec, setting)
+    print_guarantee(guarantee_of(mechanism, model_dim(private.plan.manifest), rounds, private=True))
+    return private
+
+
 def _open(path: Path) -> "Plan":
     from covey.plans.plan import unpack_plan
 
@@ -176,6 +211,12 @@ def _facts(m: "Manifest") -> dict[str, str]:
         f"mode {terms.mode}, at least {terms.min_cohort} and at most {terms.n_max} devices, weight up to "
         f"{terms.max_weight}"
     )
+    if terms.noise is not None:
+        n = terms.noise
+        facts["noise"] = (
+            f"{n.kind}, sigma {n.noise_multiplier:g} x clip, delta {n.delta:.2g}, {n.num_rounds} rounds planned, "
+            f"budget {'none' if n.budget is None else f'epsilon {n.budget:g}'}"
+        )
     facts["budget"] = f"{bytes_text(m.budget.memory_bytes)}, {m.budget.time_s:g} s"
     wanted = [n for n in ("idle", "charging", "unmetered") if getattr(m.eligibility, n)]
     facts["when"] = ", ".join(wanted) or "always"

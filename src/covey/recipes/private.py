@@ -50,9 +50,7 @@ def with_privacy(prepared: Prepared, spec: Spec, setting: Setting) -> tuple[Prep
     )
     clip = HyperBound(name=CLIP, default=mechanism.clip, low=mechanism.clip_low, high=mechanism.clip_high)
     private = msgspec.structs.replace(manifest, privacy=terms, phases=phases, hyper=(*manifest.hyper, clip))
-    layouts: list[tuple[Segment, ...]] = [
-        private.layout(i) for i in range(len(phases))
-    ]  # refuses a ring that could wrap
-    assert layouts
+    for index in range(len(phases)):
+        private.layout(index)  # refuses a ring that could wrap
     data = pack_plan(private, prepared.plan.graphs)
     return Prepared(data, prepared.checkpoint, prepared.cached), mechanism
