@@ -24,7 +24,7 @@ __all__ = ["THRESHOLD_BITS", "IntegerNoise", "TableSampler"]
 THRESHOLD_BITS = 128
 _CHUNK = 1 << 15  # draws, guide indices and samples of one chunk stay in the second-level cache
 _WORD = 1 << 64
-_MIN_GUIDE_BITS, _MAX_GUIDE_BITS = 12, 16
+_MIN_GUIDE_BITS, _MAX_GUIDE_BITS = 12, 20  # at most 4 MB, for tables that are that large themselves
 
 
 class TableSampler:
