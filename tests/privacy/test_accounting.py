@@ -162,7 +162,8 @@ def test_the_curve_bounds_the_true_divergence_of_the_sampled_table(kind, sigma):
             (bound,) = skellam_mechanism.renyi_curve([order], l1=3, l2=3, variance=sigma**2)
         else:
             (bound,) = ddg.renyi_curve([order], l1=3, l2=3, dim=1, sigma=sigma, num_shares=1)
-        assert 0.7 * bound < true <= bound * (1 + 1e-9)
+        # Skellam's bound is loose for a noise this small; the discrete Gaussian's is nearly the truth.
+        assert (0.4 if kind is Skellam else 0.95) * bound < true <= bound * (1 + 1e-9)
 
 
 def test_composition_adds_up():

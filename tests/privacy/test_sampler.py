@@ -1,7 +1,9 @@
 """Samplers against exact probabilities: computed here with mpmath at 60 digits, by other formulas than the tables'."""
 
 import itertools
+import json
 import math
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -139,6 +141,17 @@ def test_small_tables_by_enumeration(weights):
 def test_impossible_noise_is_refused(kind, sigma):
     with pytest.raises(NoiseError, match="expected a sigma of"):
         kind(sigma)
+
+
+def test_tables_are_those_of_the_vectors():
+    vectors = json.loads((Path(__file__).parents[2] / "vectors" / "noise_tables.json").read_text())
+    assert len(vectors["tables"]) == 4
+    for vector in vectors["tables"]:
+        noise = (Skellam if vector["kind"] == "skellam" else DiscreteGaussian)(float(vector["sigma"]))
+        assert noise.bound == vector["bound"]
+        wanted = [int(t, 16) for t in vector["thresholds"]]
+        off = [abs(a - b) for a, b in zip(noise._table._thresholds, wanted, strict=True)]
+        assert max(off) <= vectors["tolerance"]
 
 
 def test_chunks_do_not_show():

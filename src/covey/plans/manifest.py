@@ -41,6 +41,7 @@ __all__ = [
     "GraphEntry",
     "HyperBound",
     "Manifest",
+    "NOISE_SCHEMA",
     "NoiseTerms",
     "Phase",
     "PrivacyTerms",
@@ -50,7 +51,11 @@ __all__ = [
     "encode_manifest",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""The newest schema that this version reads."""
+NOISE_SCHEMA = 2
+"""The schema of plans with noise. Unknown fields are ignored, so an older device would train such a plan without a
+clip: the higher number makes it refuse."""
 BASE_METRICS = ("examples", "loss", "weight")
 CLIP = "clip"
 """The per-round value that carries the clip where a plan has noise."""
@@ -226,7 +231,7 @@ class GraphEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """See the module's docstring. Unknown fields are ignored; a higher ``schema`` is refused."""
 
-    schema: int = SCHEMA_VERSION
+    schema: int = 1
     task: str
     algorithm: AlgorithmRef
     params: tuple[TensorSpec, ...]
@@ -295,7 +300,9 @@ def decode_manifest(data: bytes) -> Manifest:
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as e:
-        raise PlanFormatError("manifest.json", expected="a manifest of schema 1", got=str(e)[:200]) from e
+        raise PlanFormatError(
+            "manifest.json", expected=f"a manifest of schema {SCHEMA_VERSION} or below", got=str(e)[:200]
+        ) from e
     _validate(manifest)
     return manifest
 
@@ -339,6 +346,7 @@ def _noise_checks(m: Manifest, noise: NoiseTerms) -> list[tuple[bool, str, str]]
     same = clip is not None and (clip.default, clip.low, clip.high) == (noise.clip, noise.clip_low, noise.clip_high)
     segments = [s for p in m.phases for s in p.segments]
     return [
+        (m.schema >= NOISE_SCHEMA, "schema", f"at least {NOISE_SCHEMA} for a plan with noise"),
         (same, f"hyper.{CLIP}", "the bounds of privacy.noise"),
         (all(s.weighting == "none" for s in segments), "phases: weighting", "none: under noise weights are uniform"),
         (all(s.name != CLIP_COUNT for s in segments), "phases: segments", f"names other than {CLIP_COUNT}"),
