@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -7,6 +9,8 @@ from covey.privacy.ledger import encode_loss
 from covey.storage.interface import PrivacyCharge
 from covey.storage.sqlite import SqliteStorage
 from covey.testing.storage import begin
+
+from .test_federation import device_args, line_with, running, url_of
 
 GBOARD = "tree:clip=1,noise=7,max_participation=6,min_separation=313,delta=1e-10"
 
@@ -76,3 +80,37 @@ def test_a_plan_is_built_with_a_promise(covey, tiny, tmp_path):
     assert "gaussian, sigma 1 x clip" in shown and "budget epsilon 9" in shown
     assert covey("plan", "check", plan).returncode == 0
     assert "--rounds R and --devices N" in covey(*build, "gaussian:clip=1,noise=1").stderr
+
+
+def test_a_federation_over_https_keeps_a_promise(covey, tiny, tmp_path):
+    """Central noise, end to end: init, serve, devices with a floor; charged rounds; a budget that stops them."""
+    promise = "gaussian:clip=adaptive,start=1,noise=2,budget=3.2,delta=1e-4"
+    made = covey(
+        "init", tmp_path / "fed", "--recipe", tiny, "--cohort", 2, "--min-cohort", 1, "--port", 0, "--host",
+        "localhost", "--rounds", 9, "--devices", 1000, "--privacy", promise,
+    )  # fmt: skip
+    assert made.returncode == 0 and "privacy: epsilon" in made.stdout, made.stderr
+    for i in range(2):
+        covey("device", "fill", "--home", tmp_path / f"home-{i}", "--recipe", tiny, "--client", i + 4)
+    with running("serve", "--dir", tmp_path / "fed/server") as server:
+        args = device_args(tmp_path, url_of(line_with(server, "serving")), "home-0", "home-1")
+        refused = covey(*args, "--once", "--min-noise", 2.5)
+        assert refused.returncode == 1 and "plan_refused" in refused.stderr
+        with running(*args, "--min-noise", 2):
+            lines = [line_with(server, "round 1 committed")]
+            while "privacy_budget" not in lines[-1]:
+                lines.append(server.stdout.readline())
+                assert lines[-1], server.stderr.read()
+    shown = covey("privacy", "ledger", tmp_path / "fed/server/data", "blobs", "--delta", 1e-4)
+    committed = sum("committed" in line for line in lines)
+    assert f"{2 * committed} charges; epsilon" in shown.stdout  # the model and the clip's count
+    assert 2 < float(shown.stdout.split("epsilon ")[-1].split()[0]) <= 3.2
+    again = covey("serve", "--dir", tmp_path / "fed/server")
+    assert again.returncode == 1 and "privacy_budget" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_without_the_extra_the_command_says_what_to_install():
+    code = "import sys; sys.modules['dp_accounting'] = None; from covey.cli.main import main; main()"
+    arguments = ["privacy", "account", GBOARD, "--rounds", "2000", "--cohort", "65", "--population", "1000000"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 1 and "pip install 'covey[privacy]'" in done.stderr

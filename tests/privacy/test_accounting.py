@@ -166,6 +166,26 @@ def test_the_curve_bounds_the_true_divergence_of_the_sampled_table(kind, sigma):
         assert (0.4 if kind is Skellam else 0.95) * bound < true <= bound * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("sigma, shares", [(0.5, 2), (0.55, 4), (0.8, 3)])
+def test_tau_covers_what_a_sum_of_discrete_gaussians_is_not(sigma, shares):
+    # Small sigmas, where the sum is visibly no discrete Gaussian: its true divergence, by exact convolution.
+    k = np.arange(-40, 41)
+    one = np.exp(-(k**2) / (2 * sigma**2))
+    p = one / one.sum()
+    for _ in range(shares - 1):
+        p = np.convolve(p, one / one.sum())
+    middle = len(p) // 2
+    reach = slice(middle - 8, middle + 9)  # beyond it float64 has nothing left that weighs
+    for shift in (1, 2):
+        for order in (2, 4):
+            a, b = np.roll(p, shift)[reach], p[reach]
+            true = math.log((a**order * b ** (1.0 - order)).sum()) / (order - 1)
+            (bound,) = ddg.renyi_curve([order], l1=shift, l2=shift, dim=1, sigma=sigma, num_shares=shares)
+            assert true <= bound
+            # Without tau the bound would be that of a discrete Gaussian, which may be too small.
+            assert bound >= order / 2 * shift**2 / (shares * sigma**2)
+
+
 def test_composition_adds_up():
     once = epsilon([Spent(GaussianLoss(2.0), 1)], 1e-5)
     assert epsilon([], 1e-5) == epsilon([Spent(GaussianLoss(2.0), 0)], 1e-5) == 0

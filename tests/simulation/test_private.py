@@ -8,7 +8,7 @@ import pytest
 from covey.plans.plan import unpack_plan
 from covey.recipes.recipe import load_recipe
 from covey.simulation.rest import Rest
-from covey.simulation.run import SimulationOptions, simulate
+from covey.simulation.run import Progress, SimulationOptions, simulate
 from covey.types.errors import BudgetExhaustedError, ClipMissingError, PrivacySpecError, UsageError
 
 SPECS = [
@@ -62,7 +62,7 @@ def test_the_promise_is_in_the_plan(tiny, tmp_path):
 def test_a_run_beyond_the_budget_does_not_start_and_says_why(tiny):
     started = []
 
-    class Told(simulate.__globals__["Progress"]):
+    class Told(Progress):
         def starting(self, *facts):
             started.append(facts)
 

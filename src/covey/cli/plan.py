@@ -5,13 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covey.cli.options import file_path, read_file, recipe_argument, settings_from, training_options, write_file
-from covey.cli.output import StatusLine, bytes_text, print_guarantee, print_table
+from covey.cli.options import (
+    devices_option,
+    file_path,
+    privacy_option,
+    promised,
+    read_file,
+    recipe_argument,
+    settings_from,
+    training_options,
+    write_file,
+)
+from covey.cli.output import StatusLine, bytes_text, print_table
 
 if TYPE_CHECKING:
     from covey.plans.manifest import Manifest
     from covey.plans.plan import Plan
-    from covey.recipes.prepare import Prepared
 
 __all__ = ["command"]
 
@@ -34,9 +43,9 @@ def command() -> None:
 @click.option("--min-cohort", type=int, default=100, show_default=True, help="The fewest devices in a sum.")
 @click.option("--n-max", type=int, default=10_000, show_default=True, help="The most devices selected for a sum.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first parameters.")
-@click.option("--privacy", metavar="SPEC", help="Differential privacy, as gaussian:clip=0.5,noise=1; docs/privacy.md.")
-@click.option("--rounds", type=int, metavar="R", help="With --privacy: how many rounds are planned.")
-@click.option("--devices", type=int, metavar="N", help="With --privacy: how many devices the population has.")
+@privacy_option
+@click.option("--rounds", type=int, default=0, metavar="R", help="With --privacy: how many rounds are planned.")
+@devices_option
 @training_options
 def build(
     recipe: str,
@@ -48,7 +57,7 @@ def build(
     n_max: int,
     seed: int,
     privacy: str | None,
-    rounds: int | None,
+    rounds: int,
     devices: int | None,
     **training: Any,
 ) -> None:
@@ -72,7 +81,7 @@ def build(
     )  # fmt: skip
     status.clear()
     if privacy is not None:
-        prepared = _private(prepared, privacy, settings.cohort, min_cohort, n_max, rounds, devices)
+        prepared = promised(prepared, privacy, settings.cohort, rounds, devices)
     write_file(out, prepared.plan_bytes)
     if checkpoint is not None:
         write_file(checkpoint, prepared.checkpoint)
@@ -154,32 +163,6 @@ def diff(before: Path, after: Path) -> int:
     ]
     print_table([("what", str(before), str(after)), *rows])
     return 1
-
-
-def _private(
-    prepared: "Prepared",
-    text: str,
-    cohort: int,
-    min_cohort: int,
-    n_max: int,
-    rounds: int | None,
-    devices: int | None,
-) -> "Prepared":
-    """Write a promise of differential privacy into a plan, and print it."""
-    from covey.privacy.guarantee import guarantee_of
-    from covey.privacy.spec import Setting, parse_spec
-    from covey.recipes.private import model_dim, with_privacy
-    from covey.types.errors import UsageError
-
-    spec = parse_spec(text)
-    if spec is None:
-        return prepared
-    if rounds is None or devices is None or min(rounds, devices) < 1:
-        raise UsageError("--privacy", expected="--rounds R and --devices N beside it, at least 1", got="one missing")
-    setting = Setting(cohort, min_cohort, n_max, rounds, devices, dim=0)
-    private, mechanism = with_privacy(prepared, spec, setting)
-    print_guarantee(guarantee_of(mechanism, model_dim(private.plan.manifest), rounds, private=True))
-    return private
 
 
 def _open(path: Path) -> "Plan":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covey.cli.options import json_option, recipe_argument, settings_from, training_options
+from covey.cli.options import json_option, privacy_option, recipe_argument, settings_from, training_options
 from covey.cli.output import StatusLine, bytes_text, percent, print_guarantee, write_json
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ Examples:
 @click.option("--eval-every", type=int, default=1, show_default=True, metavar="K", help="Evaluate every K-th round.")
 @click.option("--dropout", type=float, default=0.0, metavar="P", help="Probability that a selected device gives up.")
 @click.option("--over-selection", type=float, default=1.0, metavar="F", help="How many times the cohort is selected.")
-@click.option("--privacy", metavar="SPEC", help="Differential privacy, as gaussian:clip=0.5,noise=1; docs/privacy.md.")
+@privacy_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="RUNDIR", help="Keep the run here.")
 @json_option
 def command(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covey.privacy.randomness import Randomness
-from covey.privacy.sampler import IntegerNoise, TableSampler
+from covey.privacy.sampler import TableSampler
 from covey.types.errors import NoiseError
 
 __all__ = ["DiscreteGaussian"]
@@ -29,7 +29,7 @@ _MAX_SIGMA = 1 << 48
 _SPLIT = 4  # σ1 = 4m
 
 
-class DiscreteGaussian(IntegerNoise):
+class DiscreteGaussian:
     """The sampler for one σ. Making one takes up to 0.1 s; it is kept and shared (see :func:`table`)."""
 
     def __init__(self, sigma: float) -> None:
@@ -46,6 +46,8 @@ class DiscreteGaussian(IntegerNoise):
             raise NoiseError("discrete Gaussian", expected=f"a sigma of 0.25 to {_MAX_SIGMA}", got=f"{float(sigma):g}")
         exact = Fraction(sigma) ** 2
         self.variance = float(exact)
+        self.bound: int
+        self.distance: float
         self._multiplier = 1
         self._fine: DiscreteGaussian | None = None
         if exact > _MAX_TABLE_SIGMA**2:

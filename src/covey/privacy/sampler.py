@@ -13,6 +13,7 @@ nanosecond learns a little about its noise. That attacker is outside what Covey 
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,7 +88,7 @@ class TableSampler:
         return samples
 
 
-class IntegerNoise:
+class IntegerNoise(Protocol):
     """What every integer noise of this package offers.
 
     Attributes:
@@ -102,7 +103,7 @@ class IntegerNoise:
 
     def draw(self, count: int, source: Randomness) -> NDArray[np.int64]:
         """Return ``count`` independent samples."""
-        raise NotImplementedError
+        ...
 
 
 def _thresholds(weights: Sequence[int]) -> list[int]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covey.privacy.randomness import Randomness
-from covey.privacy.sampler import IntegerNoise, TableSampler
+from covey.privacy.sampler import TableSampler
 from covey.types.errors import NoiseError
 
 __all__ = ["Skellam"]
@@ -26,7 +26,7 @@ _TAIL_BITS = 132
 _MAX_SIGMA = 1 << 14
 
 
-class Skellam(IntegerNoise):
+class Skellam:
     """The sampler for one standard deviation ``sigma``, that is for μ = sigma²."""
 
     def __init__(self, sigma: float) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from covey.algorithms.algorithm import Aggregate
+from covey.algorithms.algorithm import Aggregate, opened_header
 from covey.plans.manifest import CLIP, CLIP_COUNT, Manifest, NoiseTerms
 from covey.plans.manifest import Phase as PhasePlan
 from covey.privacy.accounting import Spent
@@ -118,7 +118,8 @@ class PrivateSums:
             budget = admission(cost, self.mechanism.budget, self.mechanism.delta)
             storage.charge_privacy(self._population, charges, budget)
         plan = self._manifest.phases[phase]
-        aggregate = Aggregate.opened(total, plan, self._manifest.metrics)
+        opened_header(total)  # the counter is public; a uniform weight and absent metrics say nothing more
+        num_devices = total.num_folded
         reals = self._noised(total, plan)
         if self.mechanism.adaptive:
             count = int(total.integers(CLIP_COUNT)[0])
@@ -131,7 +132,7 @@ class PrivateSums:
         unit = self.clip / self.mechanism.clip_units
         segments = {s.name: _cut(reals[s.name] * unit, s.tensors) for s in plan.segments}
         self.clip = following
-        return Aggregate(aggregate.num_devices, float(self.mechanism.denominator), {}, segments)
+        return Aggregate(num_devices, float(self.mechanism.denominator), {}, segments)
 
     def _cost(self) -> tuple[Spent, ...]:
         """Return what the next sum costs: a tree is paid for whole, before its first sum."""
