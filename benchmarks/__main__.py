@@ -19,6 +19,7 @@ RUNS = [
     ("demo",),
     ("device_memory",),
     ("first_round",),
+    ("privacy",),
 ]
 
 

@@ -39,7 +39,19 @@ def line_with(process, word):
 def world(covey, tiny, tmp_path):
     """A population for two devices a round, and three devices with examples."""
     done = covey(
-        "init", tmp_path / "fed", "--recipe", tiny, "--plain", "--cohort", 2, "--min-cohort", 1, "--port", 0, "--host", "localhost"
+        "init",
+        tmp_path / "fed",
+        "--recipe",
+        tiny,
+        "--plain",
+        "--cohort",
+        2,
+        "--min-cohort",
+        1,
+        "--port",
+        0,
+        "--host",
+        "localhost",
     )
     assert done.returncode == 0, done.stderr
     for i in range(3):

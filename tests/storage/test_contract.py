@@ -58,8 +58,31 @@ class InventsBlobs(MemoryStorage):
         return self._blobs.get(sha256, b"")
 
 
+class RefundsAbandoned(MemoryStorage):
+    def add_summary(self, population, summary):
+        super().add_summary(population, summary)
+        self._charges.pop(population, None)
+
+
+class ChargesBeforeItAsks(MemoryStorage):
+    def charge_privacy(self, population, charges, admit):
+        super().charge_privacy(population, charges, lambda spent: None)
+        admit(self.privacy_spent(population))
+
+
 @pytest.mark.parametrize(
-    "broken", [KeepsAll, KeepsOne, ForgetsRows, MovesWhenAbandoned, CreatesTwice, DropsTheExtra, InventsBlobs]
+    "broken",
+    [
+        RefundsAbandoned,
+        ChargesBeforeItAsks,
+        KeepsAll,
+        KeepsOne,
+        ForgetsRows,
+        MovesWhenAbandoned,
+        CreatesTwice,
+        DropsTheExtra,
+        InventsBlobs,
+    ],
 )
 def test_the_suite_catches_a_broken_storage(broken):
     caught = 0

@@ -11,7 +11,7 @@ from covey.types.errors import LayoutError
 from covey.types.segments import HEADER, SegmentSum
 from covey.types.tensors import Tensors, TensorSpec, unflatten_tensors
 
-__all__ = ["Aggregate", "Algorithm", "ServerPhase", "ServerState"]
+__all__ = ["Aggregate", "Algorithm", "ServerPhase", "ServerState", "opened_header"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +37,36 @@ class Aggregate:
         Raises:
             LayoutError: the counter is not the number of contributions: keys or shares diverged.
         """
-        header = total.reals(HEADER)
-        if round(header[0]) != total.num_folded:
-            raise LayoutError(
-                "opened sum",
-                expected=f"a counter of {total.num_folded}",
-                got=f"{header[0]:g}",
-                hint="discard the round",
-            )
+        header = opened_header(total)
         segments = {s.name: _cut(total.reals(s.name), s.tensors) for s in phase.segments}
         return cls(total.num_folded, float(header[1]), dict(zip(metrics, header[2:].tolist(), strict=True)), segments)
 
     def means(self) -> dict[str, float]:
-        """Return metric means: the loss over the weight, every task metric over the weight."""
+        """Return metric means: the loss over the weight, every task metric over the weight; none where all are absent.
+
+        Under differential privacy metrics would be opened without noise, so that they are absent.
+        """
+        if not self.metrics:
+            return {}
         weight = max(self.metrics["weight"], 1e-30)
         return {k: v / weight for k, v in self.metrics.items() if k not in ("examples", "weight")}
+
+
+def opened_header(total: SegmentSum) -> NDArray[np.float64]:
+    """Return the header of a sum: counter, weight, metrics.
+
+    Raises:
+        LayoutError: the counter is not the number of contributions: keys or shares diverged.
+    """
+    header = total.reals(HEADER)
+    if round(header[0]) != total.num_folded:
+        raise LayoutError(
+            "opened sum",
+            expected=f"a counter of {total.num_folded}",
+            got=f"{header[0]:g}",
+            hint="discard the round",
+        )
+    return header
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ def command() -> None:
 @click.option("--once", is_flag=True, help="End after one update was counted, or with the error that prevented it.")
 @click.option("--accept-plain", is_flag=True, help="Accept that updates travel unmasked: the server could look at one.")
 @click.option("--min-cohort", type=int, default=100, show_default=True, help="The fewest devices in an opened sum.")
+@click.option("--min-noise", type=float, default=0.0, metavar="Z", help="The least sigma / clip of noise in a sum.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each event.")
 @click.option("--stop-with-stdin", is_flag=True, hidden=True, help="Stop when stdin ends: for a parent that may die.")
 def run(
@@ -48,6 +49,7 @@ def run(
     once: bool,
     accept_plain: bool,
     min_cohort: int,
+    min_noise: float,
     as_json: bool,
     stop_with_stdin: bool,
 ) -> int:
@@ -61,6 +63,7 @@ def run(
     from covey.device.home import DeviceHome
     from covey.device.pace import stop_on_signals
     from covey.device.policy import OwnerPolicy
+    from covey.device.private import PrivacyFloor
     from covey.device.session import Verified
     from covey.device.trainer import OnnxTrainer
     from covey.plans.signing import load_public_key
@@ -71,7 +74,10 @@ def run(
     if min_cohort < 1:
         raise UsageError("--min-cohort", expected="at least 1", got=str(min_cohort))
     key = load_public_key(read_file(owner_key, "--owner-key"), f"--owner-key {owner_key}")
-    policy = OwnerPolicy(key, population, accept_plain=accept_plain, min_cohort=min_cohort)
+    if not 0 <= min_noise < float("inf"):
+        raise UsageError("--min-noise", expected="a noise multiplier of at least 0", got=f"{min_noise:g}")
+    floor = PrivacyFloor(noise_multiplier=min_noise)
+    policy = OwnerPolicy(key, population, accept_plain=accept_plain, min_cohort=min_cohort, privacy=floor)
     trainer, verified, lock = OnnxTrainer(), Verified(), threading.Lock()
     with ExitStack() as stack:
         agents = []

@@ -1,15 +1,17 @@
 """``covey init``: everything that a server needs to serve a recipe, and the owner's keys beside it."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from covey.cli.options import settings_from, training_options
+from covey.cli.options import devices_option, privacy_option, promised, settings_from, training_options
 from covey.cli.output import StatusLine
 
 if TYPE_CHECKING:
     from covey.plans.manifest import PrivacyTerms
+    from covey.recipes.prepare import Prepared
 
 __all__ = ["command", "secure_terms", "write_population"]
 
@@ -56,6 +58,8 @@ Afterwards, in two terminals:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=int, default=8443, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--rounds", "max_rounds", type=int, default=0, show_default=True, help="Stop after so many; 0: never.")
+@privacy_option
+@devices_option
 @training_options
 def command(
     directory: Path,
@@ -66,6 +70,8 @@ def command(
     host: str,
     port: int,
     max_rounds: int,
+    privacy: str | None,
+    devices: int | None,
     **training: Any,
 ) -> None:
     """Make DIR/owner (the owner's keys) and DIR/server (plan, signature, first model, configuration).
@@ -90,6 +96,9 @@ def command(
         port=port,
         max_rounds=max_rounds,
         report_timeout_s=600.0,
+        promise=lambda prepared: (
+            prepared if privacy is None else promised(prepared, privacy, settings.cohort, max_rounds, devices)
+        ),
     )
     status.clear()
     mode = "plain mode: updates are not masked" if plain else "secure aggregation"
@@ -140,8 +149,9 @@ def write_population(
     port: int,
     max_rounds: int,
     report_timeout_s: float,
+    promise: "Callable[[Prepared], Prepared]" = lambda prepared: prepared,
 ) -> str:
-    """Write the two folders and return the plan's hash.
+    """Write the two folders and return the plan's hash. ``promise`` may write differential privacy into the plan.
 
     Raises:
         UsageError: the folder is already in use, or a cohort below ``min_cohort``.
@@ -171,7 +181,7 @@ def write_population(
     terms = PrivacyTerms(min_cohort=min_cohort, n_max=max(1000, 2 * settings.cohort))
     if secure:
         terms = secure_terms(min_cohort, settings)
-    prepared = prepare(recipe, source, settings, terms, dataset)
+    prepared = promise(prepare(recipe, source, settings, terms, dataset))
     key = generate_owner_key()
     with storage_errors(f"directory {directory}"):
         owner.mkdir(parents=True)

@@ -26,6 +26,7 @@ _COMMANDS: Mapping[str, str] = {
     "plan": "covey.cli.plan",
     "data": "covey.cli.data",
     "secagg": "covey.cli.secagg",
+    "privacy": "covey.cli.privacy",
 }
 """In the order in which a newcomer meets them."""
 
@@ -37,6 +38,7 @@ _EXTRAS = {
     "starlette": "server",
     "uvicorn": "server",
     "PIL": "images",
+    "dp_accounting": "privacy",
 }
 
 _INTERRUPTED = 128 + signal.SIGINT

@@ -3,16 +3,22 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from covey.recipes.recipe import RECIPES, Recipe, Settings
 from covey.types.errors import UsageError
 
+if TYPE_CHECKING:
+    from covey.recipes.prepare import Prepared
+
 __all__ = [
+    "devices_option",
     "file_path",
     "json_option",
+    "privacy_option",
+    "promised",
     "read_file",
     "recipe_argument",
     "settings_from",
@@ -28,6 +34,15 @@ json_option = click.option(
 )
 
 file_path = click.Path(dir_okay=False, path_type=Path)
+
+
+privacy_option = click.option(
+    "--privacy", metavar="SPEC", help="Differential privacy, as gaussian:clip=0.5,noise=1; docs/privacy.md."
+)
+
+devices_option = click.option(
+    "--devices", type=int, metavar="N", help="With --privacy: how many devices the population has."
+)
 
 
 class _BatchSize(click.ParamType[Any]):
@@ -77,6 +92,36 @@ def settings_from(recipe: Recipe, values: dict[str, Any]) -> Settings:
     if "lr" not in typed and algorithm in recipe.lrs:
         typed["lr"] = recipe.lrs[algorithm]
     return dataclasses.replace(recipe.settings, **typed)
+
+
+def promised(prepared: "Prepared", text: str, cohort: int, rounds: int, devices: int | None) -> "Prepared":
+    """Return the plan with the promise of a ``--privacy SPEC`` written into it, and print the promise.
+
+    Args:
+        prepared: the plan without; its terms say how few and how many devices may be in a sum.
+        text: the SPEC.
+        cohort: the goal of a round.
+        rounds: how many are planned.
+        devices: how many devices the population has.
+
+    Raises:
+        UsageError: a SPEC that cannot be read, or without rounds or devices.
+        PrivacyError: a promise that cannot be kept.
+    """
+    from covey.cli.output import print_guarantee
+    from covey.privacy.guarantee import guarantee_of
+    from covey.privacy.spec import Setting, parse_spec
+    from covey.recipes.private import model_dim, with_privacy
+
+    spec, terms = parse_spec(text), prepared.plan.manifest.privacy
+    if spec is None:
+        return prepared
+    if devices is None or min(rounds, devices) < 1:
+        raise UsageError("--privacy", expected="--rounds R and --devices N beside it, at least 1", got="one missing")
+    setting = Setting(cohort, terms.min_cohort, terms.n_max, rounds, devices, dim=0)
+    private, mechanism = with_privacy(prepared, spec, setting)
+    print_guarantee(guarantee_of(mechanism, model_dim(private.plan.manifest), rounds, private=True))
+    return private
 
 
 def read_file(path: Path, what: str) -> bytes:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -11,7 +11,19 @@ import msgspec
 from covey.device.files import storage_errors
 from covey.types.errors import CoveyError
 
-__all__ = ["StatusLine", "bytes_text", "percent", "print_error", "print_table", "write_file", "write_json"]
+if TYPE_CHECKING:
+    from covey.privacy.guarantee import Guarantee
+
+__all__ = [
+    "StatusLine",
+    "bytes_text",
+    "percent",
+    "print_error",
+    "print_guarantee",
+    "print_table",
+    "write_file",
+    "write_json",
+]
 
 
 def print_error(error: CoveyError) -> None:
@@ -43,6 +55,13 @@ def print_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> 
     for row in rows:
         cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         click.echo("  " + "  ".join(cells).rstrip())
+
+
+def print_guarantee(guarantee: "Guarantee") -> None:
+    """Print what differential privacy promises, with every assumption."""
+    click.echo(f"privacy: {guarantee.headline}")
+    for line in guarantee.assumptions:
+        click.echo(f"  {line}")
 
 
 def write_json(value: Any, target: str) -> None:

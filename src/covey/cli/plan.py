@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covey.cli.options import file_path, read_file, recipe_argument, settings_from, training_options
+from covey.cli.options import (
+    devices_option,
+    file_path,
+    privacy_option,
+    promised,
+    read_file,
+    recipe_argument,
+    settings_from,
+    training_options,
+)
 from covey.cli.output import StatusLine, bytes_text, print_table, write_file
 
 if TYPE_CHECKING:
@@ -33,6 +42,9 @@ def command() -> None:
 @click.option("--min-cohort", type=int, default=100, show_default=True, help="The fewest devices in a sum.")
 @click.option("--n-max", type=int, default=10_000, show_default=True, help="The most devices selected for a sum.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first parameters.")
+@privacy_option
+@click.option("--rounds", type=int, default=0, metavar="R", help="With --privacy: how many rounds are planned.")
+@devices_option
 @training_options
 def build(
     recipe: str,
@@ -43,6 +55,9 @@ def build(
     min_cohort: int,
     n_max: int,
     seed: int,
+    privacy: str | None,
+    rounds: int,
+    devices: int | None,
     **training: Any,
 ) -> None:
     """Trace a recipe's task, lower it to ONNX, check every graph against JAX, and write the plan."""
@@ -64,6 +79,8 @@ def build(
         on_build=lambda: status.show("tracing, lowering and checking against JAX ..."),
     )  # fmt: skip
     status.clear()
+    if privacy is not None:
+        prepared = promised(prepared, privacy, settings.cohort, rounds, devices)
     write_file(out, prepared.plan_bytes)
     if checkpoint is not None:
         write_file(checkpoint, prepared.checkpoint)
@@ -176,6 +193,12 @@ def _facts(m: "Manifest") -> dict[str, str]:
         f"mode {terms.mode}, at least {terms.min_cohort} and at most {terms.n_max} devices, weight up to "
         f"{terms.max_weight}"
     )
+    if terms.noise is not None:
+        n = terms.noise
+        facts["noise"] = (
+            f"{n.kind}, sigma {n.noise_multiplier:g} x clip, delta {n.delta:.2g}, {n.num_rounds} rounds planned, "
+            f"budget {'none' if n.budget is None else f'epsilon {n.budget:g}'}"
+        )
     facts["budget"] = f"{bytes_text(m.budget.memory_bytes)}, {m.budget.time_s:g} s"
     wanted = [n for n in ("idle", "charging", "unmetered") if getattr(m.eligibility, n)]
     facts["when"] = ", ".join(wanted) or "always"

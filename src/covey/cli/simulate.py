@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covey.cli.options import json_option, recipe_argument, settings_from, training_options
-from covey.cli.output import StatusLine, bytes_text, percent, write_json
+from covey.cli.options import json_option, privacy_option, recipe_argument, settings_from, training_options
+from covey.cli.output import StatusLine, bytes_text, percent, print_guarantee, write_json
 
 if TYPE_CHECKING:
     from covey.simulation.report import RoundRow, RunReport
@@ -20,6 +20,7 @@ __all__ = ["command"]
 Examples:
   covey simulate mnist-2nn --rounds 20
   covey simulate mnist-2nn --partition two-class --epochs 5 --target 0.97
+  covey simulate mnist-2nn --cohort 50 --privacy gaussian:clip=0.5,epsilon=8
   covey simulate ./my_recipe.py --cohort 50 --out runs/first --json -""",
 )
 @recipe_argument
@@ -32,6 +33,7 @@ Examples:
 @click.option("--eval-every", type=int, default=1, show_default=True, metavar="K", help="Evaluate every K-th round.")
 @click.option("--dropout", type=float, default=0.0, metavar="P", help="Probability that a selected device gives up.")
 @click.option("--over-selection", type=float, default=1.0, metavar="F", help="How many times the cohort is selected.")
+@privacy_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="RUNDIR", help="Keep the run here.")
 @json_option
 def command(
@@ -43,6 +45,7 @@ def command(
     eval_every: int,
     dropout: float,
     over_selection: float,
+    privacy: str | None,
     out: Path | None,
     json_file: str | None,
     **training: Any,
@@ -65,6 +68,7 @@ def command(
         eval_every=eval_every,
         over_selection=over_selection,
         population=DevicePopulation(dropout=dropout),
+        privacy=privacy,
         out=out,
     )
     report = simulate(recipe, settings, options, _progress(quiet=json_file == "-"))
@@ -99,6 +103,11 @@ def _progress(*, quiet: bool) -> Any:
             click.echo("round  accuracy     loss  reported  lost        up      down  seconds")
             status.show("starting workers ...")
 
+        def promised(self, guarantee: Any) -> None:
+            status.clear()
+            if not quiet:
+                print_guarantee(guarantee)
+
         def session(self, done: int, total: int) -> None:
             status.bar("devices", done, total)
 
@@ -122,6 +131,8 @@ def _print_end(report: "RunReport", out: Path | None) -> None:
     if report.target is not None:
         reached = "not reached" if report.target_round is None else f"reached in round {report.target_round:.1f}"
         click.echo(f"target {percent(report.target)}: {reached}")
+    if report.privacy is not None:
+        click.echo(f"privacy: {report.privacy.headline}")
     click.echo(f"checkpoint {report.checkpoint[:12]} (equal bits for an equal seed, at any number of workers)")
     if out is not None:
         click.echo(f"kept in {out}: plan.covey, rounds.jsonl, checkpoint.params, report.json")

@@ -41,6 +41,7 @@ from covey.device.session import (
 )
 from covey.device.trainer import OnnxTrainer, Trainer, TrainingStopped
 from covey.device.transport import HttpTransport, Transport
+from covey.privacy.randomness import AesCtr
 from covey.types.errors import CoveyError, NotFoundError, StateError, UnauthorizedError, UsageError, VersionError
 from covey.wire.messages import BlobRef, Enroll, Reported
 
@@ -211,7 +212,10 @@ class DeviceAgent:
 
     def _session(self) -> Outcome:
         """Run one session to its end."""
-        session = Session(self._policy, seed=os.urandom(32), verified=self._verified, used_sums=self._used_sums)
+        noise = AesCtr(os.urandom(32), private=True)
+        session = Session(
+            self._policy, seed=os.urandom(32), verified=self._verified, noise=noise, used_sums=self._used_sums
+        )
         try:
             outcome = self._drive(session)
         except KeyboardInterrupt:

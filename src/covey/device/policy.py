@@ -4,10 +4,11 @@ Nothing here is taken on the server's word: the owner's key, the population, the
 pinned on the device, and the plan's own promises are compared with them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from covey.device.private import PrivacyFloor, check_privacy
 from covey.device.trainer import hyper_values
 from covey.plans.manifest import Manifest
 from covey.plans.plan import MAX_PLAN_BYTES, Plan
@@ -30,6 +31,7 @@ class OwnerPolicy:
         min_cohort: the fewest devices whose sum may be opened.
         max_memory_bytes: the largest memory budget of a plan.
         max_time_s: the longest time budget of a plan.
+        privacy: the least differential privacy.
     """
 
     owner_key: Ed25519PublicKey
@@ -38,6 +40,7 @@ class OwnerPolicy:
     min_cohort: int = 100
     max_memory_bytes: int = 1 << 30
     max_time_s: float = 3600.0
+    privacy: PrivacyFloor = field(default_factory=PrivacyFloor)
 
 
 def check_offer(policy: OwnerPolicy, assignment: Assignment) -> None:
@@ -96,6 +99,7 @@ def check_assignment(policy: OwnerPolicy, plan: Plan, assignment: Assignment) ->
             "assignment: phase", expected=f"one of the plan's {len(manifest.phases)}", got=str(assignment.phase)
         )
     hyper_values(manifest, assignment.hyper)
+    check_privacy(policy.privacy, terms)
     _check_blobs(manifest, assignment)
 
 

@@ -28,13 +28,18 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
-from covey.compression.codec import Float64, codec_named
+import numpy as np
+from numpy.typing import NDArray
+
+from covey.compression.codec import codec_named
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
+from covey.device.private import private_segments
 from covey.device.secure import SecureReport, sum_session
-from covey.device.trainer import LocalResult, TrainingJob
+from covey.device.trainer import LocalResult, TrainingJob, hyper_values
 from covey.plans.lint import lint_plan
-from covey.plans.manifest import Manifest
+from covey.plans.manifest import CLIP, Manifest
 from covey.plans.plan import Plan, unpack_plan
+from covey.privacy.randomness import Randomness, refuse_seeded
 from covey.types.errors import (
     AlreadyCountedError,
     BlobHashError,
@@ -45,7 +50,6 @@ from covey.types.errors import (
     TransportError,
     UnauthorizedError,
 )
-from covey.types.segments import HEADER
 from covey.types.tensors import Tensors, TensorSpec, sha256_hex, unpack_tensors
 from covey.wire.framing import encode_update
 from covey.wire.messages import SECURE_STEPS, Abandon, Assignment, BlobRef, CheckIn, ComeBack, Joined, Reported, Taken
@@ -73,6 +77,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+Segments = dict[str, NDArray[np.floating]]
 
 CONDITION_LAPSED = "condition_lapsed"
 """The reason that a device gives when it may no longer train: not idle any more, unplugged, or told to stop."""
@@ -279,6 +284,7 @@ class Session:
         verified: Verified | None = None,
         randomness: Callable[[int], bytes] = os.urandom,
         used_sums: MutableSet[bytes] | None = None,
+        noise: Randomness | None = None,
     ) -> None:
         """Make a session that has not begun.
 
@@ -288,7 +294,14 @@ class Session:
             verified: what this process has already checked.
             randomness: returns that many unpredictable bytes, for keys and masks: the operating system's.
             used_sums: the secure sums that this device took part in; kept from session to session.
+            noise: for plans with differential privacy; on a device from a fresh seed of the operating system.
+
+        Raises:
+            SeededNoiseError: injected noise outside a simulation.
         """
+        if noise is not None and not policy.privacy.simulated:
+            refuse_seeded(noise, "session")
+        self._noise = noise
         self.state = SessionState.IDLE
         self.assignment: Assignment | None = None
         self._policy = policy
@@ -339,13 +352,19 @@ class Session:
         self._expect(SessionState.TRAINING)
         assert self.assignment is not None
         assert self._plan is not None
+        manifest, segments = self._plan.manifest, result.segments
         self._trained = (result.num_examples, result.num_steps)
+        if manifest.privacy.noise is not None:
+            clip = hyper_values(manifest, self.assignment.hyper)[CLIP]
+            try:
+                segments = private_segments(result, manifest.privacy, clip, self._noise)
+            except CoveyError as error:
+                return self._give_up(error.code, error)
         if self.assignment.mode == "secure":
-            return self._begin_sum(self._plan.manifest, self.assignment, result)
-        phase = self._plan.manifest.phases[self.assignment.phase]
-        codecs = {HEADER: Float64(), **{s.name: codec_named(s.codec) for s in phase.segments}}
+            return self._begin_sum(manifest, self.assignment, segments)
+        codecs = {k: codec_named(name) for k, name in manifest.codecs(self.assignment.phase).items()}
         # A part is encoded and dropped before the next: the update is never held twice.
-        body = encode_update([(k, c.encode(result.segments.pop(k))) for k, c in codecs.items()])
+        body = encode_update([(k, c.encode(segments.pop(k))) for k, c in codecs.items()])
         self._params = {}
         return self._go(SessionState.REPORTING, SendReport(self.assignment.session, body))
 
@@ -437,14 +456,14 @@ class Session:
         within_s = min(plan.manifest.budget.time_s, assignment.report_within_s)
         return self._go(SessionState.TRAINING, Train(job, within_s))
 
-    def _begin_sum(self, manifest: Manifest, assignment: Assignment, result: LocalResult) -> Effect:
+    def _begin_sum(self, manifest: Manifest, assignment: Assignment, values: Segments) -> Effect:
         self._params = {}
         try:
             self._secure = SecureReport(
                 manifest,
                 assignment,
                 self._policy.population,
-                result.segments,
+                values,
                 randomness=self._randomness,
                 used_sums=self._used_sums,
             )

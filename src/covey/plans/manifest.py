@@ -30,6 +30,8 @@ from covey.types.tensors import TensorSpec
 
 __all__ = [
     "BASE_METRICS",
+    "CLIP",
+    "CLIP_COUNT",
     "SCHEMA_VERSION",
     "AlgorithmRef",
     "Budget",
@@ -39,6 +41,8 @@ __all__ = [
     "GraphEntry",
     "HyperBound",
     "Manifest",
+    "NOISE_SCHEMA",
+    "NoiseTerms",
     "Phase",
     "PrivacyTerms",
     "Query",
@@ -48,8 +52,16 @@ __all__ = [
     "encode_manifest",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""The newest schema that this version reads."""
+NOISE_SCHEMA = 2
+"""The schema of plans with noise. Unknown fields are ignored, so an older device would train such a plan without a
+clip: the higher number makes it refuse."""
 BASE_METRICS = ("examples", "loss", "weight")
+CLIP = "clip"
+"""The per-round value that carries the clip where a plan has noise."""
+CLIP_COUNT = "clip_count"
+"""The segment with the indicators of the adapting clip: one coordinate, the last of an update."""
 
 
 class FieldSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +181,41 @@ class SecureTerms(msgspec.Struct, frozen=True, kw_only=True):
     ring_bits: int = 32
 
 
+class NoiseTerms(msgspec.Struct, frozen=True, kw_only=True):
+    """Differential privacy of a task: fixed in the plan, recomputed by every device, never taken from the server.
+
+    The names and meanings of all but the last three are those of :class:`covey.privacy.mechanism.Mechanism`; its
+    ``min_survivors`` is the terms' ``min_cohort``. The clip of a round travels as the per-round value ``clip``.
+
+    Attributes:
+        ring_bits: of the model's segments.
+        coordinate_bound: the largest magnitude, in units, of one coordinate that one device sends, noise included.
+        count_bound: the same for the indicator of the adapting clip.
+    """
+
+    kind: str
+    clip: float
+    clip_low: float
+    clip_high: float
+    noise_multiplier: float
+    clip_units: int
+    denominator: int
+    population: int
+    delta: float
+    num_rounds: int
+    colluders: int = 0
+    budget: float | None = None
+    quantile: float | None = None
+    clip_lr: float = 0.2
+    count_noise: float = 0.0
+    max_participation: int = 0
+    min_separation: int = 0
+    sampling: str = "none"
+    ring_bits: int = 64
+    coordinate_bound: int
+    count_bound: int = 0
+
+
 class PrivacyTerms(msgspec.Struct, frozen=True, kw_only=True):
     """What the population's owner promises, and every device checks for itself.
 
@@ -179,6 +226,7 @@ class PrivacyTerms(msgspec.Struct, frozen=True, kw_only=True):
         n_max: the most devices that may ever be selected for one sum; makes overflow impossible.
         max_weight: cap on one device's weight.
         secure: how sums are masked; None in plain mode.
+        noise: differential privacy, or None. With it, weights are uniform and metrics are absent.
     """
 
     mode: str = "plain"
@@ -186,6 +234,7 @@ class PrivacyTerms(msgspec.Struct, frozen=True, kw_only=True):
     n_max: int = 10_000
     max_weight: int = 10_000
     secure: SecureTerms | None = None
+    noise: NoiseTerms | None = None
 
 
 class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,7 +254,7 @@ class GraphEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """See the module's docstring. Unknown fields are ignored; a higher ``schema`` is refused."""
 
-    schema: int = SCHEMA_VERSION
+    schema: int = 1
     task: str
     algorithm: AlgorithmRef
     params: tuple[TensorSpec, ...]
@@ -228,10 +277,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             LayoutError: a sum over ``n_max`` devices could wrap, or a ring leaves too little room behind the point.
         """
-        terms = self.privacy
+        terms, noise = self.privacy, self.privacy.noise
         n_max = terms.secure.group_size if terms.secure else terms.n_max
         ring_bits = terms.secure.ring_bits if terms.secure else 64
         out = [header_segment(len(self.metrics), n_max)]
+        if noise is not None:
+            # Integers already: the clip is clip_units of them, whatever the clip is this round.
+            for s in self.phases[phase].segments:
+                # A segment refuses magnitudes of its bound and more.
+                out.append(Segment(s.name, s.length, noise.coordinate_bound + 1, n_max, ring_bits=noise.ring_bits))
+            if noise.quantile is not None:
+                out.append(Segment(CLIP_COUNT, 1, noise.count_bound + 1, n_max))
+            return tuple(out)
         for s in self.phases[phase].segments:
             weight = terms.max_weight if s.weighting == "examples" else 1
             segment = real_segment(s.name, s.length, s.max_delta * weight, n_max, ring_bits)
@@ -244,6 +301,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                 )
             out.append(segment)
         return tuple(out)
+
+    def codecs(self, phase: int) -> dict[str, str]:
+        """Return the name of the codec of each segment of :meth:`layout`, in its order."""
+        own = {s.name: s.codec for s in self.phases[phase].segments}
+        return {s.name: own.get(s.name, "float64") for s in self.layout(phase)}
 
 
 _LEAST_FRACTION_BITS = 8
@@ -274,7 +336,9 @@ def decode_manifest(data: bytes) -> Manifest:
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as e:
-        raise PlanFormatError("manifest.json", expected="a manifest of schema 1", got=str(e)[:200]) from e
+        raise PlanFormatError(
+            "manifest.json", expected=f"a manifest of schema {SCHEMA_VERSION} or below", got=str(e)[:200]
+        ) from e
     _validate(manifest)
     return manifest
 
@@ -311,6 +375,24 @@ def _validate(m: Manifest) -> None:
             (secure.ring_bits in (*range(8, 33), 64), "privacy.secure.ring_bits", "8 to 32, or 64"),
         ]
     checks += [(h.low <= h.default <= h.high, f"hyper.{h.name}", "low <= default <= high") for h in m.hyper]
+    if m.privacy.noise is not None:
+        checks += _noise_checks(m, m.privacy.noise)
     for ok, where, expected in checks:
         if not ok:
             raise PlanFormatError(f"manifest.json: {where}", expected=expected, got="something else")
+
+
+def _noise_checks(m: Manifest, noise: NoiseTerms) -> list[tuple[bool, str, str]]:
+    """Return the checks of a plan with noise; what the noise itself must be is :mod:`covey.privacy`'s business."""
+    clip = next((h for h in m.hyper if h.name == CLIP), None)
+    same = clip is not None and (clip.default, clip.low, clip.high) == (noise.clip, noise.clip_low, noise.clip_high)
+    segments = [s for p in m.phases for s in p.segments]
+    return [
+        (m.schema >= NOISE_SCHEMA, "schema", f"at least {NOISE_SCHEMA} for a plan with noise"),
+        (same, f"hyper.{CLIP}", "the bounds of privacy.noise"),
+        (all(s.weighting == "none" for s in segments), "phases: weighting", "none: under noise weights are uniform"),
+        (all(s.name != CLIP_COUNT for s in segments), "phases: segments", f"names other than {CLIP_COUNT}"),
+        # Integers below 2**24 are exact in float32; another codec would change what was clipped and noised.
+        (all(s.codec in ("float32", "float64") for s in segments), "phases: codec", "float32 or float64 under noise"),
+        (0 < noise.coordinate_bound < 1 << 24, "privacy.noise.coordinate_bound", "1 to 2**24 - 1"),
+    ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from covey.compression.codec import Codec, Float64, codec_named
+from covey.compression.codec import Codec, codec_named
 from covey.plans.manifest import Manifest
 from covey.server.messages import (
     AbandonArrived,
@@ -185,6 +185,4 @@ def _check_header(header: Any, manifest: Manifest, segment: Segment) -> None:
 
 
 def _codec(manifest: Manifest, phase: int, name: str) -> Codec:
-    if name == HEADER:
-        return Float64()
-    return codec_named(next(s.codec for s in manifest.phases[phase].segments if s.name == name))
+    return codec_named(manifest.codecs(phase)[name])

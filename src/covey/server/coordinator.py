@@ -19,6 +19,7 @@ import msgspec
 from covey.algorithms.algorithm import Aggregate, ServerState
 from covey.algorithms.registry import server_half
 from covey.plans.manifest import Manifest
+from covey.privacy.randomness import Randomness
 from covey.server.messages import (
     BytesServed,
     CloseShard,
@@ -35,9 +36,10 @@ from covey.server.messages import (
     device_address,
     selector_address,
 )
+from covey.server.private import PrivateSums
 from covey.server.settings import RoundSettings, check_settings
 from covey.storage.interface import PopulationRecord, Storage, decode_named, encode_named
-from covey.types.errors import CoveyError, LayoutError
+from covey.types.errors import BudgetExhaustedError, CoveyError, LayoutError
 from covey.types.segments import SegmentSum
 from covey.types.tensors import pack_tensors, sha256_hex, unpack_tensors
 from covey.wire.messages import Assignment, BlobRef, RoundSummary
@@ -85,6 +87,8 @@ class Coordinator:
         *,
         new_token: Callable[[], str],
         num_shards: int = 1,
+        noise: Randomness | None = None,
+        simulated: bool = False,
     ) -> None:
         """Resume at the last committed round; :meth:`start` begins.
 
@@ -95,9 +99,12 @@ class Coordinator:
             settings: how a round goes.
             new_token: unguessable names for attempts and sessions; seeded only in a simulation.
             num_shards: how many aggregators share a cohort.
+            noise: for plans with differential privacy; outside a simulation from a seed of the operating system.
+            simulated: whether seeded noise is accepted.
 
         Raises:
             UsageError: settings that cannot work with the plan.
+            PrivacyError: noise that cannot be; BudgetExhaustedError where the population has spent what it may.
         """
         check_settings(settings, manifest)
         self.population = record.population
@@ -107,13 +114,19 @@ class Coordinator:
         self._record = record
         self._manifest = manifest
         self._storage = storage
-        self._settings = settings
         self._new_token = new_token
         self._num_shards = num_shards
         self._algorithm = server_half(manifest.algorithm.name, manifest.algorithm.settings)
         params = unpack_tensors(manifest.params, storage.blob(record.checkpoint))
+        self._settings = settings
         first = self._algorithm.init(params)
         extra = decode_named(storage.blob(record.extra)) if record.extra else first.extra
+        self._private: PrivateSums | None = None
+        if manifest.privacy.noise is not None:
+            self._private = PrivateSums(record, manifest, noise, simulated=simulated)
+            extra = self._private.restore(extra)
+            self._private.check_affordable(storage)
+            self._private.hyper(settings.hyper)
         self._server_state = ServerState(params, extra)
         self._next_state = self._server_state
         self._plan = BlobRef(
@@ -188,10 +201,17 @@ class Coordinator:
         if self.state is not CoordinatorState.REPORTING or attempt is None or now_s < attempt.deadline_s:
             return []
         if attempt.counted >= self._settings.at_least:
-            return self._close(attempt)
+            return self._close(attempt, now_s)
         return self._abandon(attempt, "too_few_reports", now_s)
 
     def _begin(self, now_s: float) -> list[Envelope]:
+        if self._private is not None and not self._private.affordable(self._storage):
+            # Nobody trains for a sum that may not be opened; the last row says why nothing follows.
+            row = self._summary(_Attempt("", now_s, 0.0), "abandoned", BudgetExhaustedError.code, now_s, {}, "")
+            self._storage.add_summary(self.population, row)
+            self.summaries += 1
+            self._attempt, self.state = None, CoordinatorState.PAUSED
+            return []
         self._next_state = self._server_state
         return self._select(_Attempt(self._new_token(), now_s, 0.0), now_s)
 
@@ -229,7 +249,7 @@ class Coordinator:
             signature=self._record.signature,
             checkpoint=self._checkpoint,
             shared=shared_ref,
-            hyper=dict(self._settings.hyper),
+            hyper=dict(self._private.hyper(self._settings.hyper) if self._private else self._settings.hyper),
             mode=self._manifest.privacy.mode,
             public_seed=sha256_hex(attempt.name.encode()),
             report_within_s=self._settings.report_timeout_s,
@@ -251,12 +271,17 @@ class Coordinator:
             return []
         still_open = attempt.selected - attempt.counted - attempt.lost
         if attempt.counted >= self._settings.goal or (still_open == 0 and attempt.counted >= self._settings.at_least):
-            return self._close(attempt)
+            return self._close(attempt, now_s)
         if attempt.counted + still_open < self._settings.at_least:
             return self._abandon(attempt, "too_many_lost", now_s)
         return []
 
-    def _close(self, attempt: _Attempt) -> list[Envelope]:
+    def _close(self, attempt: _Attempt, now_s: float) -> list[Envelope]:
+        if self._private is not None and self._manifest.privacy.mode == "secure":
+            try:  # the aggregators take the masks off: what they will open is paid for first
+                self._charge(self._private, attempt)
+            except CoveyError as error:
+                return self._abandon(attempt, error.code, now_s)
         self.state = CoordinatorState.CLOSING
         return [Envelope(aggregator_address(self.population, i), CloseShard(attempt.name)) for i in attempt.shards]
 
@@ -272,9 +297,7 @@ class Coordinator:
             smallest = self._manifest.privacy.min_cohort
             if total.num_folded < smallest:
                 raise LayoutError("sum", expected=f"at least {smallest} devices", got=str(total.num_folded))
-            phase = self._manifest.phases[attempt.phase]
-            aggregate = Aggregate.opened(total, phase, self._manifest.metrics)
-            total.clear()
+            aggregate = self._open(total, attempt)
             self._next_state = self._algorithm.phases[attempt.phase].apply(self._next_state, aggregate)
             if attempt.phase + 1 < len(self._algorithm.phases):
                 attempt.phase, attempt.sums = attempt.phase + 1, []
@@ -285,11 +308,24 @@ class Coordinator:
             return self._abandon(attempt, error.code, now_s)
         return self._next_round(now_s)
 
+    def _open(self, total: SegmentSum, attempt: _Attempt) -> Aggregate:
+        if self._private is not None:
+            if self._manifest.privacy.mode == "plain":
+                self._charge(self._private, attempt)
+            return self._private.open(total, attempt.phase)
+        aggregate = Aggregate.opened(total, self._manifest.phases[attempt.phase], self._manifest.metrics)
+        total.clear()
+        return aggregate
+
+    def _charge(self, private: PrivateSums, attempt: _Attempt) -> None:
+        private.charge(self._storage, attempt.phase, self.round + 1, attempt.name)
+
     def _commit(self, attempt: _Attempt, means: Mapping[str, float], now_s: float) -> None:
         params = pack_tensors(self._next_state.params, self._manifest.params)
         checkpoint = _checkpoint_ref(params)
         summary = self._summary(attempt, "committed", "", now_s, means, checkpoint.sha256)
-        self._storage.commit_round(self.population, summary, params, encode_named(self._next_state.extra))
+        extra = self._next_state.extra if self._private is None else self._private.state(self._next_state.extra)
+        self._storage.commit_round(self.population, summary, params, encode_named(extra))
         self._server_state, self._checkpoint = self._next_state, checkpoint
         self.round += 1
         self.summaries += 1

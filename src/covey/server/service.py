@@ -6,6 +6,7 @@ folding an update of many megabytes never holds up a check-in; what it answers c
 
 import asyncio
 import contextlib
+import os
 import random
 import secrets
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import msgspec
 
 from covey.plans.plan import unpack_plan
+from covey.privacy.randomness import AesCtr
 from covey.server.aggregator import Aggregator
 from covey.server.config import ServerConfig
 from covey.server.coordinator import Coordinator, CoordinatorState
@@ -110,7 +112,13 @@ class Service:
         self.now_s = now_s
         self.mode = manifest.privacy.mode
         self.coordinator = Coordinator(
-            record, manifest, storage, settings, new_token=_token, num_shards=config.num_shards
+            record,
+            manifest,
+            storage,
+            settings,
+            new_token=_token,
+            num_shards=config.num_shards,
+            noise=AesCtr(os.urandom(32), private=True),
         )
         waiting = SelectorSettings(config.poll_s, config.retry_s, config.max_waiting)
         self.selector = Selector(population, waiting, random.SystemRandom())

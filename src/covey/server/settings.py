@@ -66,6 +66,10 @@ def check_settings(settings: RoundSettings, manifest: Manifest) -> None:
         f"at least the plan's min_cohort, {terms.min_cohort}",
         settings.at_least,
     )
+    if terms.noise is not None:
+        # Another goal would divide sums by another number than the one that was promised and trained with.
+        wanted = terms.noise.denominator
+        _require(settings.goal == wanted, "goal", f"{wanted}, the plan's public denominator", settings.goal)
     bounds = {h.name: h for h in manifest.hyper}
     for name, value in settings.hyper.items():
         _require(name in bounds, "hyper", f"names among {', '.join(bounds) or 'none'}", name)

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from covey.device.batches import num_steps
 from covey.plans.plan import Plan
 from covey.plans.signing import sign_plan
+from covey.privacy.randomness import AesCtr
 from covey.server.coordinator import Coordinator, RoundSettings
 from covey.server.engine import Engine
 from covey.server.messages import (
@@ -38,10 +39,11 @@ from covey.server.selector import Selector, SelectorSettings
 from covey.simulation.messages import POPULATION, Blobs, Ended, RunSession
 from covey.simulation.pool import WorkerPool
 from covey.simulation.population import DevicePopulation
+from covey.simulation.rest import Rest
 from covey.storage.interface import PopulationRecord
 from covey.storage.memory import MemoryStorage
 from covey.types.clock import VirtualClock
-from covey.types.errors import TrainingError
+from covey.types.errors import BudgetExhaustedError, TrainingError
 from covey.types.rng import derive_seed
 from covey.types.segments import SegmentSum
 from covey.wire.messages import Assignment, RoundSummary
@@ -116,7 +118,11 @@ class Federation:
         self._population = population
         self._on_session = on_session
         self._clock = VirtualClock()
-        self._coordinator = Coordinator(record, plan.manifest, self.storage, rounds, new_token=self._token)
+        noise = AesCtr(derive_seed(seed, "server noise"), private=False)
+        self._coordinator = Coordinator(
+            record, plan.manifest, self.storage, rounds, new_token=self._token, noise=noise, simulated=True
+        )
+        self._rest = Rest.of(plan.manifest.privacy.noise)
         # Devices wait as long as it takes: polling again would change nothing but the work.
         waiting = SelectorSettings(poll_s=float("inf"), max_waiting=len(num_examples) + 1)
         chance = random.Random(int.from_bytes(derive_seed(seed, "selection")))
@@ -251,11 +257,18 @@ class Federation:
         return first
 
     def _arrive(self, devices: Iterable[int]) -> None:
-        """Let devices check in: before the next selection, so that it draws from all of them."""
-        for device in devices:
+        """Let devices check in: before the next selection, so that it draws from all that may take part."""
+        for device in self._rest.awake(devices, self._coordinator.round):
             self._route([Envelope(selector_address(POPULATION), DeviceArrived(str(device)))])
 
     def _check_abandoned(self, summary: RoundSummary, abandoned: int) -> None:
+        if summary.reason == BudgetExhaustedError.code:
+            raise BudgetExhaustedError(
+                f"round {summary.round}",
+                expected="a budget that allows one more sum",
+                got="a population that has spent it",
+                hint="abandoned rounds are charged too once their sum was opened: a larger budget, or more noise",
+            )
         failures = [f for f in self._failures if f.code != _DROPPED]
         where = f"round {summary.round}"
         if failures:

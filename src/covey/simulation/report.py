@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from covey.privacy.guarantee import Guarantee
+
 __all__ = ["RoundRow", "RunReport", "accuracy_and_loss", "versions"]
 
 
@@ -47,6 +49,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
         seconds: from the command to the end.
         bytes_up: of all rounds.
         bytes_down: of all rounds.
+        privacy: what was promised, with its assumptions, or None. A simulation's noise is seeded: never private.
     """
 
     recipe: str
@@ -64,6 +67,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     bytes_up: int
     bytes_down: int
+    privacy: Guarantee | None = None
 
 
 def accuracy_and_loss(sums: Mapping[str, float]) -> tuple[float | None, float | None]:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from covey.data.dataset import FederatedDataset
 from covey.device.evaluate import Evaluator
 from covey.device.policy import OwnerPolicy
+from covey.device.private import PrivacyFloor
 from covey.device.session import (
     Counted,
     FetchBlob,
@@ -28,6 +29,7 @@ from covey.device.session import (
 )
 from covey.device.trainer import OnnxTrainer, Trainer, never
 from covey.plans.plan import unpack_plan
+from covey.privacy.randomness import AesCtr
 from covey.recipes.prepare import local_half
 from covey.recipes.recipe import Settings, load_recipe
 from covey.server.aggregator import Aggregator
@@ -60,7 +62,11 @@ class Worker:
         self.evaluator = Evaluator(self.plan)
         self.aggregator = Aggregator(POPULATION, self.plan.manifest)
         self.policy = OwnerPolicy(
-            Ed25519PublicKey.from_public_bytes(setup.owner_key), POPULATION, accept_plain=True, min_cohort=1
+            Ed25519PublicKey.from_public_bytes(setup.owner_key),
+            POPULATION,
+            accept_plain=True,
+            min_cohort=1,
+            privacy=PrivacyFloor(simulated=True),
         )
         self._clients = self.dataset.client_ids
         self._blobs = {sha256_hex(setup.plan): setup.plan}
@@ -96,7 +102,8 @@ class Worker:
         # Of the whole name and not of the order of use: a device's shuffling does not depend on who else took part.
         assignment = message.assignment
         seed = derive_seed(self.setup.seed, "device", message.device, assignment.round, assignment.phase)
-        session = Session(self.policy, seed=seed, verified=self.verified)
+        noise = AesCtr(derive_seed(self.setup.seed, "noise", assignment.session), private=False)
+        session = Session(self.policy, seed=seed, verified=self.verified, noise=noise)
         effect = session.start()
         bytes_up = bytes_down = 0
         while not isinstance(effect, Finished):

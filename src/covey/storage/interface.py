@@ -1,12 +1,14 @@
-"""What a server keeps: plans, checkpoints, and one row for each round. Nothing of any device.
+"""What a server keeps: plans, checkpoints, a row for each round, the privacy ledger. Nothing of any device.
 
 Laws (``covey.testing.storage`` checks them on every implementation):
 
 - a round is committed whole or not at all, and only after its checkpoint is safely stored;
 - after a crash at any instant, :meth:`Storage.load` gives the last committed round;
-- the newest checkpoint is never deleted.
+- the newest checkpoint is never deleted;
+- a privacy charge is admitted and stored in one transaction, all of it or nothing, and never taken back.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +17,7 @@ import msgspec
 from covey.types.tensors import Tensors, TensorSpec, pack_tensors, specs_of, unpack_tensors
 from covey.wire.messages import RoundSummary
 
-__all__ = ["PopulationRecord", "Storage", "decode_named", "encode_named"]
+__all__ = ["Admit", "PopulationRecord", "PrivacyCharge", "Storage", "decode_named", "encode_named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,31 @@ class PopulationRecord:
     round: int
     checkpoint: str
     extra: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PrivacyCharge:
+    """A row of the privacy ledger: what opening one sum cost.
+
+    Attributes:
+        plan: SHA-256 of the plan under which the sum was made.
+        round: the number of the round, counted from 1.
+        phase: of the round.
+        attempt: the round's attempt; a round that is tried again is charged again.
+        loss: what one use costs, as :func:`covey.privacy.ledger.encode_loss` writes it.
+        times: how many uses.
+    """
+
+    plan: str
+    round: int
+    phase: int
+    attempt: str
+    loss: bytes
+    times: int = 1
+
+
+Admit = Callable[[Mapping[bytes, int]], None]
+"""Gets what a population has spent, from loss to times, and raises where it may not spend more."""
 
 
 class Storage(Protocol):
@@ -68,6 +95,18 @@ class Storage(Protocol):
 
     def rounds(self, population: str, after: int = 0) -> tuple[RoundSummary, ...]:
         """Return the rows, committed and abandoned, in order, without the first ``after``."""
+        ...
+
+    def charge_privacy(self, population: str, charges: Sequence[PrivacyCharge], admit: Admit) -> None:
+        """In one transaction call ``admit`` with what is spent and, unless it raises, add the charges, synced."""
+        ...
+
+    def privacy_spent(self, population: str) -> Mapping[bytes, int]:
+        """Return what the population has spent, from loss to times, over all its plans."""
+        ...
+
+    def privacy_charges(self, population: str) -> tuple[PrivacyCharge, ...]:
+        """Return every row of the population's privacy ledger, in order."""
         ...
 
     def close(self) -> None:

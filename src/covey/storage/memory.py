@@ -1,8 +1,9 @@
 """Storage in memory: for simulations and tests. It keeps the newest checkpoints only, like the others."""
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping, Sequence
 
-from covey.storage.interface import PopulationRecord
+from covey.storage.interface import Admit, PopulationRecord, PrivacyCharge
 from covey.types.errors import NotFoundError, StorageError
 from covey.types.tensors import sha256_hex
 from covey.wire.messages import RoundSummary
@@ -19,6 +20,7 @@ class MemoryStorage:
         self._populations: OrderedDict[str, PopulationRecord] = OrderedDict()
         self._rounds: dict[str, list[RoundSummary]] = {}
         self._kept: dict[str, deque[tuple[str, str]]] = {}
+        self._charges: dict[str, list[PrivacyCharge]] = {}
         self._keep = max(1, keep_checkpoints)
 
     def put_blob(self, data: bytes) -> str:
@@ -69,6 +71,23 @@ class MemoryStorage:
     def rounds(self, population: str, after: int = 0) -> tuple[RoundSummary, ...]:
         """See :class:`Storage`."""
         return tuple(self._rounds.get(population, ())[after:])
+
+    def charge_privacy(self, population: str, charges: Sequence[PrivacyCharge], admit: Admit) -> None:
+        """See :class:`Storage`."""
+        self._known(population)
+        admit(self.privacy_spent(population))
+        self._charges.setdefault(population, []).extend(charges)
+
+    def privacy_spent(self, population: str) -> Mapping[bytes, int]:
+        """See :class:`Storage`."""
+        spent: Counter[bytes] = Counter()
+        for charge in self._charges.get(population, ()):
+            spent[charge.loss] += charge.times
+        return spent
+
+    def privacy_charges(self, population: str) -> tuple[PrivacyCharge, ...]:
+        """See :class:`Storage`."""
+        return tuple(self._charges.get(population, ()))
 
     def close(self) -> None:
         """See :class:`Storage`."""

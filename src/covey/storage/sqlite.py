@@ -1,21 +1,22 @@
 """Storage in SQLite and a directory of blobs: the embedded default, safe under kill -9 at any instant."""
 
 import contextlib
+import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from covey.storage.blobs import BlobDir
-from covey.storage.interface import PopulationRecord
+from covey.storage.interface import Admit, PopulationRecord, PrivacyCharge
 from covey.types.errors import StorageError, StorageFullError
 from covey.wire.messages import RoundSummary
 
 __all__ = ["SqliteStorage"]
 
-_SCHEMA_VERSION = 1
-_SCHEMA = """
+_SCHEMA_VERSION = 2
+_ROUNDS = """
     CREATE TABLE population (
         name TEXT PRIMARY KEY, plan TEXT NOT NULL, signature TEXT NOT NULL,
         round INTEGER NOT NULL, checkpoint TEXT NOT NULL, extra TEXT NOT NULL
@@ -27,6 +28,21 @@ _SCHEMA = """
     ) STRICT;
     CREATE INDEX round_of ON round (population, sequence);
 """
+_LEDGER = """
+    CREATE TABLE privacy_loss (name TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT;
+    CREATE TABLE privacy_charge (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT, population TEXT NOT NULL REFERENCES population (name),
+        plan TEXT NOT NULL, round INTEGER NOT NULL, phase INTEGER NOT NULL, attempt TEXT NOT NULL,
+        loss TEXT NOT NULL REFERENCES privacy_loss (name), times INTEGER NOT NULL CHECK (times > 0)
+    ) STRICT;
+    CREATE INDEX privacy_charge_of ON privacy_charge (population, loss);
+    CREATE TRIGGER privacy_is_not_changed BEFORE UPDATE ON privacy_charge
+        BEGIN SELECT RAISE (ABORT, 'a privacy charge is never changed'); END;
+    CREATE TRIGGER privacy_is_not_refunded BEFORE DELETE ON privacy_charge
+        BEGIN SELECT RAISE (ABORT, 'a privacy charge is never refunded'); END;
+"""
+_STEPS = (_ROUNDS, _LEDGER)
+"""What leads from each version of the schema to the next: an older directory is brought up to date when opened."""
 
 
 class SqliteStorage:
@@ -46,8 +62,9 @@ class SqliteStorage:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
+            if version < _SCHEMA_VERSION:
+                steps = "".join(_STEPS[version:])
+                self._db.executescript(f"BEGIN; {steps} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
             elif version != _SCHEMA_VERSION:
                 raise StorageError(
                     "server.db", expected=f"schema {_SCHEMA_VERSION}", got=f"schema {version}", hint="upgrade Covey"
@@ -107,9 +124,46 @@ class SqliteStorage:
             ).fetchall()
         return tuple(msgspec.json.decode(data, type=RoundSummary) for (data,) in rows)
 
+    def charge_privacy(self, population: str, charges: Sequence[PrivacyCharge], admit: Admit) -> None:
+        """See :class:`Storage`."""
+        with self._transaction():
+            # The write lock is held: no other charge can come between the check and the rows.
+            admit(self._spent(population))
+            for c in charges:
+                name = hashlib.sha256(c.loss).hexdigest()
+                self._db.execute("INSERT OR IGNORE INTO privacy_loss VALUES (?, ?)", (name, c.loss))
+                self._db.execute(
+                    "INSERT INTO privacy_charge (population, plan, round, phase, attempt, loss, times) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (population, c.plan, c.round, c.phase, c.attempt, name, c.times),
+                )
+
+    def privacy_spent(self, population: str) -> Mapping[bytes, int]:
+        """See :class:`Storage`."""
+        with _errors():
+            return self._spent(population)
+
+    def privacy_charges(self, population: str) -> tuple[PrivacyCharge, ...]:
+        """See :class:`Storage`."""
+        with _errors():
+            rows = self._db.execute(
+                "SELECT plan, round, phase, attempt, data, times FROM privacy_charge JOIN privacy_loss ON name = loss "
+                "WHERE population = ? ORDER BY sequence",
+                (population,),
+            ).fetchall()
+        return tuple(PrivacyCharge(*row) for row in rows)
+
     def close(self) -> None:
         """See :class:`Storage`."""
         self._db.close()
+
+    def _spent(self, population: str) -> dict[bytes, int]:
+        rows = self._db.execute(
+            "SELECT data, total FROM (SELECT loss, SUM(times) AS total FROM privacy_charge WHERE population = ? "
+            "GROUP BY loss) JOIN privacy_loss ON name = loss",
+            (population,),
+        ).fetchall()
+        return dict(rows)
 
     def _insert(self, population: str, summary: RoundSummary, checkpoint: str, extra: str) -> None:
         self._db.execute(

@@ -15,7 +15,7 @@ behind its back) is for its own tests.
 from collections.abc import Callable
 from functools import partial
 
-from covey.storage.interface import PopulationRecord, Storage
+from covey.storage.interface import PopulationRecord, PrivacyCharge, Storage
 from covey.types.errors import NotFoundError, StorageError
 from covey.types.tensors import sha256_hex
 from covey.wire.messages import RoundSummary
@@ -44,6 +44,9 @@ def storage_checks() -> tuple[Check, ...]:
         old_checkpoints_go_and_the_newest_stays,
         a_checkpoint_that_comes_again_stays,
         populations_do_not_touch_each_other,
+        privacy_charges_add_up_and_stay,
+        refused_privacy_charges_change_nothing,
+        privacy_ledgers_do_not_touch_each_other,
     )
 
 
@@ -224,6 +227,63 @@ def populations_do_not_touch_each_other(open_storage: Open) -> None:
     _expect(storage.rounds("p") == (summary_of(1),), "another population's rounds add no rows")
     _expect(storage.blob(sha256_hex(b"shared")) == b"shared", "the newest checkpoint of each population is kept")
     _expect(storage.blob(sha256_hex(b"shared extra")) == b"shared extra", "and its extra")
+    storage.close()
+
+
+def charge_of(number: int, loss: bytes = b"loss", times: int = 1) -> PrivacyCharge:
+    """Return a row of a privacy ledger to store; rows of different numbers differ."""
+    return PrivacyCharge(plan=f"plan {number}", round=number, phase=0, attempt=f"a{number}", loss=loss, times=times)
+
+
+def privacy_charges_add_up_and_stay(open_storage: Open) -> None:
+    """Check that charges add up by loss, over commits, abandoned rounds and reopening, and that none is taken back."""
+    storage = open_storage()
+    begin(storage)
+    _expect(dict(storage.privacy_spent("p")) == {}, "a new population has spent nothing")
+    seen: list[dict[bytes, int]] = []
+    rows = [charge_of(1, b"x"), charge_of(1, b"y", 3), charge_of(2, b"x", 2), charge_of(2, b"\x00z")]
+    storage.charge_privacy("p", rows[:2], lambda spent: seen.append(dict(spent)))
+    storage.add_summary("p", summary_of(1, "abandoned"))
+    storage.charge_privacy("p", rows[2:], lambda spent: seen.append(dict(spent)))
+    storage.commit_round("p", summary_of(1), b"checkpoint", b"")
+    _expect(seen == [{}, {b"x": 1, b"y": 3}], "a charge is admitted by what was spent before it")
+    for _ in range(2):
+        _expect(dict(storage.privacy_spent("p")) == {b"x": 3, b"y": 3, b"\x00z": 1}, "charges add up by loss")
+        _expect(storage.privacy_charges("p") == tuple(rows), "every charge is a row")
+        storage.close()
+        storage = open_storage()
+    storage.close()
+
+
+def refused_privacy_charges_change_nothing(open_storage: Open) -> None:
+    """Check that a charge that is not admitted, or that fails half-way, leaves no row."""
+    storage = open_storage()
+    begin(storage)
+    storage.charge_privacy("p", [charge_of(1)], lambda spent: None)
+
+    def refuse(spent: object) -> None:
+        raise NotFoundError("test", expected="a budget", got="none")
+
+    refused = partial(storage.charge_privacy, "p", [charge_of(2), charge_of(3)], refuse)
+    _expect_error(NotFoundError, refused, "the error of a refusal comes through")
+    _expect(storage.privacy_charges("p") == (charge_of(1),), "a refused charge leaves no row")
+    nobody = partial(storage.charge_privacy, "nobody", [charge_of(4)], lambda spent: None)
+    _expect_error(StorageError, nobody, "a charge needs its population")
+    _expect(storage.privacy_charges("nobody") == (), "a charge for nobody leaves no row")
+    storage.charge_privacy("p", [charge_of(2)], lambda spent: None)
+    _expect(storage.privacy_charges("p") == (charge_of(1), charge_of(2)), "the next charge is taken as usual")
+    storage.close()
+
+
+def privacy_ledgers_do_not_touch_each_other(open_storage: Open) -> None:
+    """Check that one population's charges are not another's, though their losses are the same bytes."""
+    storage = open_storage()
+    begin(storage, "p")
+    begin(storage, "q")
+    storage.charge_privacy("p", [charge_of(1, b"same", 5)], lambda spent: None)
+    storage.charge_privacy("q", [charge_of(2, b"same", 7)], lambda spent: None)
+    _expect(dict(storage.privacy_spent("p")) == {b"same": 5}, "a population's own charges")
+    _expect(dict(storage.privacy_spent("q")) == {b"same": 7}, "a population's own charges")
     storage.close()
 
 

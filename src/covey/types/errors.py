@@ -5,6 +5,7 @@
     CoveyError
     ├── UsageError             usage                 what was typed cannot be done (exit code 2)
     ├── RecipeError            recipe_failed         a user's own recipe file raised an error
+    │   └── PrivacySpecError   privacy_spec          a ``--privacy`` SPEC that cannot be read
     ├── PlanError              plan_invalid
     │   ├── PlanBuildError     plan_build            a task that cannot become a plan
     │   │   ├── UnsupportedPrimitiveError  plan_unsupported_primitive
@@ -51,7 +52,13 @@
     ├── StorageError           storage
     │   ├── StorageFullError   storage_full
     │   └── BlobHashError      blob_hash             a stored or downloaded blob is not what its name says
-    └── PortInUseError         port_in_use
+    ├── PortInUseError         port_in_use
+    └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
+        ├── ClipMissingError   privacy_no_clip       noise without a clip
+        ├── DeltaError         privacy_delta         delta of 1/population or more
+        ├── NoiseError         privacy_noise         noise too small for its promise or its integers, or too large
+        ├── SeededNoiseError   privacy_seeded_noise  injected randomness outside a simulation
+        └── BudgetExhaustedError privacy_budget      a population's privacy budget does not allow one more sum
 
 Messages never hold a secret, a device id or data. ``code`` is stable: it travels on the wire and has a section of its
 own in ``docs/errors.md`` (a test enforces it).
@@ -62,15 +69,19 @@ from typing import ClassVar
 __all__ = [
     "AlreadyCountedError",
     "BlobHashError",
+    "BudgetExhaustedError",
     "BusyError",
+    "ClipMissingError",
     "ConsistencyError",
     "CounterError",
     "CoveyError",
     "DataError",
     "DatasetMissingError",
+    "DeltaError",
     "EnrolmentError",
     "ExampleError",
     "LayoutError",
+    "NoiseError",
     "NotFoundError",
     "ParityError",
     "PlanBuildError",
@@ -82,12 +93,15 @@ __all__ = [
     "PlanSchemaError",
     "PlanSignatureError",
     "PortInUseError",
+    "PrivacyError",
+    "PrivacySpecError",
     "PublicKeyError",
     "RecipeError",
     "RoundClosedError",
     "SecAggError",
     "SecAggMessageError",
     "SecAggParameterError",
+    "SeededNoiseError",
     "SessionError",
     "SessionReusedError",
     "SessionUnknownError",
@@ -164,6 +178,12 @@ class RecipeError(CoveyError):
     """A user's own recipe file raised an error. The hint is its traceback, from the first of their own lines on."""
 
     code = "recipe_failed"
+
+
+class PrivacySpecError(UsageError):
+    """A ``--privacy`` SPEC that cannot be read; names the near misses."""
+
+    code = "privacy_spec"
 
 
 class PlanError(CoveyError):
@@ -468,6 +488,43 @@ class PortInUseError(CoveyError):
     """A port on which something else listens."""
 
     code = "port_in_use"
+
+
+class PrivacyError(CoveyError):
+    """A promise of differential privacy that cannot be kept."""
+
+    code = "privacy_invalid"
+
+
+class ClipMissingError(PrivacyError):
+    """Noise without a clip: no amount of noise hides a contribution without a bound."""
+
+    code = "privacy_no_clip"
+
+
+class DeltaError(PrivacyError):
+    """A delta of 1/population or more, under which publishing one device's data whole would count as private."""
+
+    code = "privacy_delta"
+
+
+class NoiseError(PrivacyError):
+    """Noise too small for its promise or its integers, or too large for them."""
+
+    code = "privacy_noise"
+
+
+class SeededNoiseError(PrivacyError):
+    """Injected randomness outside a simulation: whoever knows the seed can take the noise away."""
+
+    code = "privacy_seeded_noise"
+
+
+class BudgetExhaustedError(PrivacyError):
+    """A population's privacy budget does not allow one more sum to be opened."""
+
+    code = "privacy_budget"
+    http_status = 409
 
 
 def all_errors() -> dict[str, type[CoveyError]]:

@@ -1,0 +1,175 @@
+"""Differential privacy on the server: charge before a sum is opened, add the server's noise, divide by a constant.
+
+The algorithm that applies the result sees an ordinary aggregate, whose weight is the public denominator and whose
+metrics are absent.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from covey.algorithms.algorithm import Aggregate, opened_header
+from covey.plans.manifest import CLIP, CLIP_COUNT, Manifest, NoiseTerms
+from covey.plans.manifest import Phase as PhasePlan
+from covey.privacy.accounting import Spent
+from covey.privacy.adaptive import adapted_clip
+from covey.privacy.dp_ftrl import TreeNoise
+from covey.privacy.ledger import admission, encode_loss
+from covey.privacy.mechanism import Mechanism
+from covey.privacy.randomness import Randomness, refuse_seeded
+from covey.storage.interface import PopulationRecord, PrivacyCharge, Storage
+from covey.types.errors import BudgetExhaustedError, PrivacyError, UsageError
+from covey.types.segments import SegmentSum
+from covey.types.tensors import Tensors, TensorSpec, unflatten_tensors
+
+__all__ = ["PrivateSums"]
+
+_CLIP_STATE = "privacy.clip"
+
+
+class PrivateSums:
+    """The sums of one population under its plan's noise. Law: a sum is charged before anything of it is read."""
+
+    def __init__(
+        self, record: PopulationRecord, manifest: Manifest, source: Randomness | None, *, simulated: bool = False
+    ) -> None:
+        """Take up a plan's promise.
+
+        Args:
+            record: of the population.
+            manifest: of a plan with noise.
+            source: of the server's noise.
+            simulated: whether seeded noise is accepted.
+
+        Raises:
+            SeededNoiseError: seeded noise outside a simulation.
+            PrivacyError: a promise that cannot be kept.
+        """
+        terms = manifest.privacy
+        assert isinstance(terms.noise, NoiseTerms)
+        self.mechanism = Mechanism.of(terms.noise, terms.min_cohort)
+        if source is None:
+            raise PrivacyError("server", expected="a source of noise", got="none")
+        if not simulated:
+            refuse_seeded(source, "server")
+        if self.mechanism.kind == "tree" and len(manifest.phases) != 1:
+            raise PrivacyError("privacy: tree", expected="an algorithm with one phase", got=f"{len(manifest.phases)}")
+        self.clip = self.mechanism.clip
+        self._population, self._plan = record.population, record.plan
+        self._manifest, self._source = manifest, source
+        self._tree: TreeNoise | None = None
+        self._charged_rounds = 0  # of the present tree
+
+    def hyper(self, hyper: Mapping[str, float]) -> dict[str, float]:
+        """Return the per-round values with this round's clip.
+
+        Raises:
+            UsageError: the settings name a clip themselves.
+        """
+        if CLIP in hyper:
+            raise UsageError(f"round: hyper.{CLIP}", expected="no value: the plan and its rounds set it", got="one")
+        return {**hyper, CLIP: self.clip}
+
+    def restore(self, extra: Tensors) -> Tensors:
+        """Take the clip out of what was stored with the last round; return the rest, the algorithm's own."""
+        if _CLIP_STATE in extra:
+            self.clip = float(extra[_CLIP_STATE].item())
+        return {k: v for k, v in extra.items() if k != _CLIP_STATE}
+
+    def state(self, extra: Tensors) -> Tensors:
+        """Return the algorithm's extra tensors with the clip of the next round."""
+        if not self.mechanism.adaptive:
+            return extra
+        return {**extra, _CLIP_STATE: np.array(self.clip, np.float64)}
+
+    def check_affordable(self, storage: Storage) -> None:
+        """Raise BudgetExhaustedError unless one more round of all phases may be opened."""
+        new = self._cost() * (1 if self.mechanism.kind == "tree" else len(self._manifest.phases))
+        admission(new, self.mechanism.budget, self.mechanism.delta)(storage.privacy_spent(self._population))
+
+    def affordable(self, storage: Storage) -> bool:
+        """Return whether one more round may be opened."""
+        try:
+            self.check_affordable(storage)
+        except BudgetExhaustedError:
+            return False
+        return True
+
+    def charge(self, storage: Storage, phase: int, round_number: int, attempt: str) -> None:
+        """Charge a sum. In secure mode before its masks come off, in plain mode before it is read.
+
+        Args:
+            storage: whose ledger is charged.
+            phase: of the round.
+            round_number: counted from 1.
+            attempt: the attempt's name.
+
+        Raises:
+            BudgetExhaustedError: the population's budget does not allow it.
+            StorageError: the charge could not be stored.
+        """
+        cost = self._cost()
+        charges = [PrivacyCharge(self._plan, round_number, phase, attempt, encode_loss(s.loss), s.times) for s in cost]
+        if charges:
+            budget = admission(cost, self.mechanism.budget, self.mechanism.delta)
+            storage.charge_privacy(self._population, charges, budget)
+
+    def open(self, total: SegmentSum, phase: int) -> Aggregate:
+        """Open a sum that was charged; at the end of a round with an adapting clip, set the next one.
+
+        Args:
+            total: of enough devices; it is cleared.
+            phase: of the round.
+
+        Raises:
+            LayoutError: the counter is not the number of contributions.
+        """
+        plan = self._manifest.phases[phase]
+        opened_header(total)  # the counter is public; a uniform weight and absent metrics say nothing more
+        num_devices = total.num_folded
+        reals = self._noised(total, plan)
+        if self.mechanism.adaptive:
+            count = int(total.integers(CLIP_COUNT)[0])
+            if not self.mechanism.distributed:
+                count += int(self.mechanism.count_noise_sampler().draw(1, self._source)[0])
+            following = adapted_clip(self.mechanism, self.clip, count)
+        else:
+            following = self.clip
+        total.clear()
+        unit = self.clip / self.mechanism.clip_units
+        segments = {s.name: _cut(reals[s.name] * unit, s.tensors) for s in plan.segments}
+        self.clip = following
+        return Aggregate(num_devices, float(self.mechanism.denominator), {}, segments)
+
+    def _cost(self) -> tuple[Spent, ...]:
+        """Return what the next sum costs: a tree is paid for whole, before its first sum."""
+        dim = max(sum(s.length for s in p.segments) for p in self._manifest.phases)
+        if self.mechanism.kind == "tree" and self._charged_rounds % self.mechanism.num_rounds:
+            return ()
+        return tuple(Spent(loss, 1) for loss in self.mechanism.losses(dim))
+
+    def _noised(self, total: SegmentSum, plan: PhasePlan) -> dict[str, NDArray[np.float64]]:
+        out = {s.name: total.integers(s.name).astype(np.float64) for s in plan.segments}
+        if self.mechanism.kind == "tree":
+            dim = sum(s.length for s in plan.segments)
+            if self._charged_rounds % self.mechanism.num_rounds == 0:
+                self._tree = TreeNoise(self.mechanism.noise(), dim, self._source)
+            self._charged_rounds += 1
+            assert self._tree is not None
+            noise, start = self._tree.next_round(), 0
+            for vector in out.values():
+                vector += noise[start : start + len(vector)]
+                start += len(vector)
+        elif not self.mechanism.distributed:
+            sampler = self.mechanism.noise()
+            for vector in out.values():
+                vector += sampler.draw(len(vector), self._source)
+        assert all(math.isfinite(float(v.sum())) for v in out.values())
+        return out
+
+
+def _cut(vector: NDArray[np.float64], specs: tuple[TensorSpec, ...]) -> dict[str, NDArray[np.float64]]:
+    wide = tuple(TensorSpec(s.name, s.shape, "float64") for s in specs)
+    return {k: np.asarray(v, np.float64) for k, v in unflatten_tensors(vector, wide).items()}

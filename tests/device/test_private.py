@@ -1,0 +1,160 @@
+"""Differential privacy on the device: what it refuses, and that nothing leaves it unclipped, unnoised or beside."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from covey.compression.codec import codec_named
+from covey.device.private import PrivacyFloor
+from covey.device.session import SendAbandon, SendReport, Session, Train
+from covey.device.trainer import OnnxTrainer
+from covey.plans.manifest import CLIP_COUNT
+from covey.plans.plan import unpack_plan
+from covey.privacy.mechanism import COUNT_UNITS
+from covey.privacy.randomness import AesCtr
+from covey.privacy.spec import Setting, parse_spec
+from covey.recipes.prepare import Prepared
+from covey.recipes.private import with_privacy
+from covey.server.aggregator import body_limits
+from covey.types.errors import LayoutError, PlanFormatError, SeededNoiseError
+from covey.types.segments import HEADER
+from covey.wire.framing import decode_update
+
+from . import world
+
+SEED = bytes(range(32))
+SETTING = Setting(cohort=10, min_survivors=4, num_selected=13, rounds=5, population=100, dim=0)
+SIMULATED = PrivacyFloor(simulated=True)
+
+
+def private_plan(spec: str, **noise) -> bytes:
+    """Return the tiny plan with noise; ``noise`` replaces fields of its terms afterwards, as a forger would."""
+    prepared, _ = with_privacy(Prepared(world.plan_bytes(), world.checkpoint(), True), parse_spec(spec), SETTING)
+    if not noise:
+        return prepared.plan_bytes
+    terms = prepared.plan.manifest.privacy
+    forged = msgspec.structs.replace(terms, noise=msgspec.structs.replace(terms.noise, **noise))
+    return world.changed(prepared.plan, privacy=forged)
+
+
+def source(private=True, label=0):
+    return AesCtr(bytes([label]) + SEED[1:], private=private)
+
+
+def report(plan: bytes, floor: PrivacyFloor = SIMULATED, label=0, **assignment):
+    """Run a session to its report, or to what it does instead."""
+    session = Session(world.policy(privacy=floor), seed=SEED, noise=source(label=label))
+    session.start()
+    effect = session.answered(world.assignment(plan, **assignment))
+    for data in (plan, world.checkpoint()):
+        if isinstance(effect, SendAbandon):
+            return effect
+        effect = session.fetched(data)
+    assert isinstance(effect, Train), effect
+    return session.trained(OnnxTrainer().run(effect.job, world.points(13)))
+
+
+def parts_of(plan: bytes, effect: SendReport) -> dict[str, np.ndarray]:
+    manifest = unpack_plan(plan).manifest
+    raw = decode_update(effect.body, body_limits(manifest, 0))
+    lengths = {s.name: s.length for s in manifest.layout(0)}
+    return {k: codec_named(manifest.codecs(0)[k]).decode(v, lengths[k]) for k, v in raw.items()}
+
+
+@pytest.mark.parametrize("spec", ["gaussian:clip=0.001,noise=1", "skellam:clip=0.001,noise=1"])
+def test_nothing_but_the_public_counter_leaves_without_clip_or_noise(spec):
+    plan = private_plan(spec)
+    parts = parts_of(plan, report(plan))
+    assert list(parts) == [HEADER, "model"]
+    # Counter and weight are 1 for every device; examples, loss, weight and the task's metric are absent.
+    assert parts[HEADER].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    model = parts["model"]
+    assert (model == np.rint(model)).all()
+    noise = unpack_plan(plan).manifest.privacy.noise
+    assert np.abs(model).max() <= noise.coordinate_bound
+    if spec.startswith("gaussian"):
+        assert np.linalg.norm(model) == pytest.approx(noise.clip_units, rel=1e-3)  # a clip of 0.001 surely binds
+    again = parts_of(plan, report(plan, label=1))["model"]
+    assert (again != model).any()  # noise, or at least rounding, is drawn afresh
+
+
+def test_a_clip_that_adapts_is_within_its_bounds_and_tells_a_noised_count():
+    plan = private_plan("gaussian:clip=adaptive,start=0.001,noise=1")
+    low, high = (parts_of(plan, report(plan, hyper={"clip": c}))[CLIP_COUNT].tolist() for c in (0.001, 9.0))
+    assert (low, high) == ([-COUNT_UNITS], [COUNT_UNITS])
+    refused = report(plan, hyper={"clip": 11.0})
+    assert isinstance(refused, SendAbandon) and refused.message.reason == "plan_refused"
+    noised = private_plan("skellam:clip=adaptive,start=0.001,noise=1")
+    counts = {parts_of(noised, report(noised, label=i))[CLIP_COUNT][0] for i in range(3)}
+    assert len(counts) == 3
+
+
+@pytest.mark.parametrize(
+    "spec, floor, noise",
+    [
+        ("gaussian:clip=1,noise=1", PrivacyFloor(noise_multiplier=1.01), {}),
+        ("gaussian:clip=1,noise=1", SIMULATED, {"coordinate_bound": 100}),
+        ("skellam:clip=1,noise=1", SIMULATED, {"coordinate_bound": 20_000}),  # no room for the noise
+        ("skellam:clip=1,noise=1", PrivacyFloor(), {}),  # without masks a share hides too little
+        ("tree:clip=1,noise=1", PrivacyFloor(), {}),
+    ],
+)
+def test_the_device_refuses_what_its_owner_did_not_accept(spec, floor, noise):
+    effect = report(private_plan(spec, **noise), floor)
+    assert isinstance(effect, SendAbandon) and effect.message.reason == "plan_refused"
+
+
+@pytest.mark.parametrize(
+    "noise, code",
+    [
+        ({"noise_multiplier": 1e-4}, "privacy_noise"),
+        ({"delta": 0.5}, "privacy_delta"),
+        ({"kind": "laplace"}, "privacy_invalid"),
+        ({"colluders": 4}, "privacy_invalid"),
+    ],
+)
+def test_terms_that_no_device_can_follow_are_refused(noise, code):
+    effect = report(private_plan("skellam:clip=1,noise=1", **noise))
+    assert isinstance(effect, SendAbandon) and effect.message.reason == code
+
+
+def test_a_floor_refuses_plans_without_noise():
+    effect = report(world.plan_bytes(), PrivacyFloor(noise_multiplier=0.1))
+    assert isinstance(effect, SendAbandon) and effect.message.reason == "plan_refused"
+
+
+def test_a_floor_that_is_met_is_no_obstacle():
+    plan = private_plan("gaussian:clip=1,noise=1")
+    assert isinstance(report(plan, PrivacyFloor(noise_multiplier=1.0)), SendReport)
+
+
+def test_injected_noise_is_refused_outside_simulation():
+    with pytest.raises(SeededNoiseError, match="session"):
+        Session(world.policy(), seed=SEED, noise=source(private=False))
+    Session(world.policy(privacy=SIMULATED), seed=SEED, noise=source(private=False))
+
+
+def test_the_agent_draws_its_noise_from_the_operating_system():
+    from pathlib import Path
+
+    import covey.device.agent
+
+    text = Path(covey.device.agent.__file__).read_text()
+    assert "AesCtr(os.urandom(32), private=True)" in text and "private=False" not in text
+
+
+def test_a_plan_with_noise_is_consistent_in_itself():
+    plan = unpack_plan(private_plan("gaussian:clip=1,noise=1"))
+    m = plan.manifest
+    assert all(s.weighting == "none" for p in m.phases for s in p.segments)
+    weighted = tuple(
+        msgspec.structs.replace(p, segments=tuple(msgspec.structs.replace(s, weighting="examples") for s in p.segments))
+        for p in m.phases
+    )
+    # Without the higher schema, a device that has never heard of noise would train the plan without a clip.
+    for fields in ({"phases": weighted}, {"hyper": m.hyper[:-1]}, {"schema": 1}):
+        with pytest.raises(PlanFormatError):
+            unpack_plan(world.changed(plan, **fields))
+    wide = msgspec.structs.replace(m.privacy.noise, ring_bits=16)
+    with pytest.raises(LayoutError, match="n_max"):
+        msgspec.structs.replace(m, privacy=msgspec.structs.replace(m.privacy, noise=wide)).layout(0)

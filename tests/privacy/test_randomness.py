@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from covey.privacy.randomness import AesCtr, refuse_seeded
+from covey.types.errors import SeededNoiseError
+
+SEED = bytes(range(32))
+
+
+@pytest.mark.parametrize("count", [1, 7, 8192, 8193, 50_000])
+def test_bytes_are_aes_in_counter_mode(count):
+    out = np.empty(count, np.uint64)
+    AesCtr(SEED, private=False).fill(out)
+    stream = Cipher(algorithms.AES(SEED[:16]), modes.CTR(SEED[16:])).encryptor()
+    assert out.tobytes() == stream.update(bytes(8 * count))
+
+
+def test_a_stream_goes_on_where_it_stopped():
+    whole, parts = np.empty(100, np.uint32), np.empty(100, np.uint32)
+    AesCtr(SEED, private=False).fill(whole)
+    source = AesCtr(SEED, private=False)
+    source.fill(parts[:33])
+    source.fill(parts[33:])
+    assert (whole == parts).all()
+
+
+def test_a_seed_of_another_length_is_refused():
+    with pytest.raises(ValueError, match="32 bytes"):
+        AesCtr(SEED[:31], private=True)
+
+
+def test_injected_randomness_is_refused_outside_simulation():
+    refuse_seeded(AesCtr(SEED, private=True), "here")
+    with pytest.raises(SeededNoiseError, match="injected seed"):
+        refuse_seeded(AesCtr(SEED, private=False), "here")

@@ -1,0 +1,114 @@
+"""``--privacy`` in a simulation: the same bits anywhere, a budget that is kept, limits of a tree."""
+
+import dataclasses
+
+import msgspec
+import pytest
+
+from covey.plans.plan import unpack_plan
+from covey.recipes.recipe import load_recipe
+from covey.simulation.rest import Rest
+from covey.simulation.run import Progress, SimulationOptions, simulate
+from covey.types.errors import BudgetExhaustedError, ClipMissingError, PrivacySpecError, UsageError
+
+SPECS = [
+    "gaussian:clip=1,noise=0.3",
+    "gaussian:clip=adaptive,start=0.5,epsilon=20",
+    "discrete-gaussian:clip=1,noise=0.3,colluders=1",
+    "skellam:clip=adaptive,start=0.5,noise=0.3",
+    "tree:clip=1,noise=0.3",
+]
+
+
+def run(tiny, spec, rounds=3, workers=1, seed=4, **options):
+    return simulate(tiny, None, SimulationOptions(rounds=rounds, seed=seed, workers=workers, privacy=spec, **options))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_same_seed_gives_the_same_bits_at_any_number_of_workers(tiny, spec):
+    one, two = (run(tiny, spec, workers=n) for n in (1, 2))
+    assert one.checkpoint == two.checkpoint
+    guarantee = one.privacy
+    assert guarantee == two.privacy and not guarantee.private and "not private" in guarantee.headline
+    assert guarantee.rounds == 3 and 0 < guarantee.epsilon < 1e4
+
+
+def test_noise_depends_on_the_seed_and_is_really_there(tiny):
+    plain = run(tiny, None)
+    assert plain.privacy is None
+    checkpoints = {run(tiny, "gaussian:clip=1000,noise=1e-3", seed=s).checkpoint for s in (4, 5)}
+    assert len({plain.checkpoint, *checkpoints}) == 3
+
+
+def test_tiny_noise_and_a_wide_clip_are_federated_averaging_with_uniform_weights(tiny):
+    report = run(tiny, "gaussian:clip=100,noise=0.001", rounds=6)
+    assert report.rounds[-1].accuracy > 0.6  # three blobs; a third by guessing
+
+
+def test_much_noise_destroys_the_model(tiny):
+    assert run(tiny, "gaussian:clip=100,noise=100", rounds=6).rounds[-1].accuracy < 0.6
+
+
+def test_the_promise_is_in_the_plan(tiny, tmp_path):
+    run(tiny, "skellam:clip=1,noise=0.3,colluders=1,bits=24,budget=500", out=tmp_path)
+    terms = unpack_plan((tmp_path / "plan.covey").read_bytes()).manifest.privacy
+    noise = terms.noise
+    assert (noise.kind, noise.clip, noise.colluders, noise.ring_bits, noise.budget) == ("skellam", 1.0, 1, 24, 500.0)
+    assert terms.min_cohort == 4  # 70 % of five
+    report = msgspec.json.decode((tmp_path / "report.json").read_bytes())
+    assert report["privacy"]["assumptions"] and report["privacy"]["private"] is False
+
+
+def test_a_run_beyond_the_budget_does_not_start_and_says_why(tiny):
+    started = []
+
+    class Told(Progress):
+        def starting(self, *facts):
+            started.append(facts)
+
+    options = SimulationOptions(rounds=3, workers=1, privacy="gaussian:clip=1,noise=0.3,budget=2")
+    with pytest.raises(BudgetExhaustedError, match="for 3 rounds") as caught:
+        simulate(tiny, None, options, Told())
+    assert "not started" in caught.value.hint
+    assert started == []
+
+
+def test_epsilon_is_for_the_sums_that_were_opened(tiny):
+    report = run(tiny, "gaussian:clip=100,epsilon=2000", rounds=None, target=0.5)
+    assert report.privacy.rounds == len(report.rounds) < 2000
+    assert report.privacy.epsilon < 2000
+
+
+@pytest.mark.parametrize(
+    "spec, error",
+    [("gaussian:noise=1", ClipMissingError), ("gausian:clip=1,noise=1", PrivacySpecError)],
+)
+def test_a_bad_spec_ends_the_command(tiny, spec, error):
+    with pytest.raises(error):
+        run(tiny, spec)
+
+
+def test_min_survivors_above_what_commits_a_round_are_refused(tiny):
+    with pytest.raises(UsageError, match="at most 4"):
+        run(tiny, "skellam:clip=1,noise=0.3,min_survivors=5")
+
+
+def test_a_tree_keeps_its_limits_on_participation(tiny):
+    settings = dataclasses.replace(load_recipe(tiny).settings, cohort=2)
+    spec = "tree:clip=1,noise=0.3,max_participation=3,min_separation=1"
+    report = simulate(tiny, settings, SimulationOptions(rounds=6, workers=1, privacy=spec))
+    assert len(report.rounds) == 6
+    assert "at most 3 of 6 rounds, with at least 1 rounds between" in "\n".join(report.privacy.assumptions)
+    with pytest.raises(UsageError, match="12 devices can fill 6 rounds"):
+        simulate(tiny, None, SimulationOptions(rounds=6, workers=1, privacy=spec))
+
+
+def test_rest_by_hand():
+    rest = Rest(max_participation=2, min_separation=1)
+    assert rest.awake(range(4), 0) == [0, 1, 2, 3]
+    assert rest.awake([0, 1], 0) == []  # in round 1; not before two rounds are committed
+    assert rest.awake([2, 3], 1) == []
+    assert rest.awake([], 2) == [0, 1]
+    assert rest.awake([0], 2) == []  # its second and last
+    assert rest.awake([], 9) == [2, 3]
+    assert Rest().awake([5, 6], 3) == [5, 6]
