@@ -86,7 +86,7 @@ def test_a_federation_over_https_keeps_a_promise(covey, tiny, tmp_path):
     """Central noise, end to end: init, serve, devices with a floor; charged rounds; a budget that stops them."""
     promise = "gaussian:clip=adaptive,start=1,noise=2,budget=3.2,delta=1e-4"
     made = covey(
-        "init", tmp_path / "fed", "--recipe", tiny, "--cohort", 2, "--min-cohort", 1, "--port", 0, "--host",
+        "init", tmp_path / "fed", "--recipe", tiny, "--plain", "--cohort", 2, "--min-cohort", 1, "--port", 0, "--host",
         "localhost", "--rounds", 9, "--devices", 1000, "--privacy", promise,
     )  # fmt: skip
     assert made.returncode == 0 and "privacy: epsilon" in made.stdout, made.stderr
@@ -107,6 +107,26 @@ def test_a_federation_over_https_keeps_a_promise(covey, tiny, tmp_path):
     assert 2 < float(shown.stdout.split("epsilon ")[-1].split()[0]) <= 3.2
     again = covey("serve", "--dir", tmp_path / "fed/server")
     assert again.returncode == 1 and "privacy_budget" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_noise_of_devices_in_a_secure_sum(covey, tiny, tmp_path):
+    """Distributed noise as it is meant: added before masking, opened in the sum of a group only, charged before that."""
+    made = covey(
+        "init", tmp_path / "fed", "--recipe", tiny, "--cohort", 3, "--min-cohort", 3, "--port", 0, "--host",
+        "localhost", "--rounds", 2, "--devices", 1000, "--privacy", "skellam:clip=1,noise=1,delta=1e-4",
+    )  # fmt: skip
+    assert made.returncode == 0 and "each device adds" in made.stdout and "secure aggregation" in made.stdout
+    homes = [f"home-{i}" for i in range(3)]
+    for i, home in enumerate(homes):
+        covey("device", "fill", "--home", tmp_path / home, "--recipe", tiny, "--client", i + 4)
+    with running("serve", "--dir", tmp_path / "fed/server") as server:
+        args = device_args(tmp_path, url_of(line_with(server, "serving")), *homes)
+        args = [a for a in args if a != "--accept-plain"]
+        args[args.index("--min-cohort") + 1] = "3"
+        with running(*args, "--min-noise", 1):
+            line_with(server, "round 2 committed")
+    shown = covey("privacy", "ledger", tmp_path / "fed/server/data", "blobs", "--delta", 1e-4)
+    assert "2 charges; epsilon" in shown.stdout
 
 
 def test_without_the_extra_the_command_says_what_to_install():

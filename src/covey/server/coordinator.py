@@ -279,7 +279,7 @@ class Coordinator:
     def _close(self, attempt: _Attempt, now_s: float) -> list[Envelope]:
         if self._private is not None and self._manifest.privacy.mode == "secure":
             try:  # the aggregators take the masks off: what they will open is paid for first
-                self._charge(self._private, attempt)
+                self._private.charge(self._storage, attempt.phase, self.round + 1, attempt.name)
             except CoveyError as error:
                 return self._abandon(attempt, error.code, now_s)
         self.state = CoordinatorState.CLOSING
@@ -310,15 +310,12 @@ class Coordinator:
 
     def _open(self, total: SegmentSum, attempt: _Attempt) -> Aggregate:
         if self._private is not None:
-            if self._manifest.privacy.mode == "plain":
-                self._charge(self._private, attempt)
-            return self._private.open(total, attempt.phase)
+            if self._manifest.privacy.mode == "secure":  # charged when the shards were closed
+                return self._private.read(total, attempt.phase)
+            return self._private.open(self._storage, total, attempt.phase, self.round + 1, attempt.name)
         aggregate = Aggregate.opened(total, self._manifest.phases[attempt.phase], self._manifest.metrics)
         total.clear()
         return aggregate
-
-    def _charge(self, private: PrivateSums, attempt: _Attempt) -> None:
-        private.charge(self._storage, attempt.phase, self.round + 1, attempt.name)
 
     def _commit(self, attempt: _Attempt, means: Mapping[str, float], now_s: float) -> None:
         params = pack_tensors(self._next_state.params, self._manifest.params)

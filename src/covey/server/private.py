@@ -116,8 +116,13 @@ class PrivateSums:
             budget = admission(cost, self.mechanism.budget, self.mechanism.delta)
             storage.charge_privacy(self._population, charges, budget)
 
-    def open(self, total: SegmentSum, phase: int) -> Aggregate:
-        """Open a sum that was charged; at the end of a round with an adapting clip, set the next one.
+    def open(self, storage: Storage, total: SegmentSum, phase: int, round_number: int, attempt: str) -> Aggregate:
+        """Charge a sum and read it; see :meth:`charge` and :meth:`read`. If the charge fails, nothing was read."""
+        self.charge(storage, phase, round_number, attempt)
+        return self.read(total, phase)
+
+    def read(self, total: SegmentSum, phase: int) -> Aggregate:
+        """Read a sum that was charged; at the end of a round with an adapting clip, set the next one.
 
         Args:
             total: of enough devices; it is cleared.
