@@ -110,7 +110,7 @@ def test_a_federation_over_https_keeps_a_promise(covey, tiny, tmp_path):
 
 
 def test_noise_of_devices_in_a_secure_sum(covey, tiny, tmp_path):
-    """Distributed noise as it is meant: added before masking, opened in the sum of a group only, charged before that."""
+    """Distributed noise as it is meant: added before masking, opened in a group's sum only, charged before that."""
     made = covey(
         "init", tmp_path / "fed", "--recipe", tiny, "--cohort", 3, "--min-cohort", 3, "--port", 0, "--host",
         "localhost", "--rounds", 2, "--devices", 1000, "--privacy", "skellam:clip=1,noise=1,delta=1e-4",
