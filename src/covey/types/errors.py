@@ -4,6 +4,8 @@
 
     CoveyError
     ├── UsageError             usage                 what was typed cannot be done (exit code 2)
+    │   └── CompressionSpecError compression_spec    a spec outside the grammar, or of stages that do not go together
+    ├── MissingExtraError      missing_extra         an optional package that this needs is not installed
     ├── PlanError              plan_invalid
     │   ├── PlanBuildError     plan_build            a task that cannot become a plan
     │   │   ├── UnsupportedPrimitiveError  plan_unsupported_primitive
@@ -52,11 +54,13 @@ __all__ = [
     "AlreadyCountedError",
     "BlobHashError",
     "BusyError",
+    "CompressionSpecError",
     "CoveyError",
     "DataError",
     "DatasetMissingError",
     "ExampleError",
     "LayoutError",
+    "MissingExtraError",
     "NotFoundError",
     "ParityError",
     "PlanBuildError",
@@ -136,6 +140,18 @@ class UsageError(CoveyError):
 
     code = "usage"
     exit_code = 2
+
+
+class CompressionSpecError(UsageError):
+    """A compression spec outside the grammar, or of stages that do not go together."""
+
+    code = "compression_spec"
+
+
+class MissingExtraError(CoveyError):
+    """An optional package that this needs is not installed."""
+
+    code = "missing_extra"
 
 
 class PlanError(CoveyError):
