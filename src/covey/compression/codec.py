@@ -9,6 +9,9 @@ A payload, little-endian::
     for each transform that has something to say beside the values: 4 bytes length, bytes
     then the coder's bytes, and nothing after them
 
+``float32`` and ``float64`` alone travel bare: the values and nothing else, whose damage the frame around them shows
+(:mod:`covey.wire.framing`).
+
 The CRC finds damage, not malice: TLS and the session's credential keep others out, and a device that lies can do so
 with a valid CRC as well. What a liar sends is still checked for size, finiteness and range before it is folded.
 """
@@ -27,10 +30,10 @@ from covey.compression.ring_coder import Ring
 from covey.compression.spec import parse_spec
 from covey.compression.stage import Coder, PrivateRandomness, Shape, Transform
 from covey.compression.structured_updates import RandomMask
-from covey.types.errors import LayoutError, UpdateFormatError, UpdateNotFiniteError, VersionError
+from covey.types.errors import CompressionSpecError, LayoutError, UpdateFormatError, UpdateNotFiniteError, VersionError
 from covey.types.rng import derive_seed
 
-__all__ = ["HEADER_CODEC", "PAYLOAD_VERSION", "Codec", "codec_named", "segment_seed"]
+__all__ = ["HEADER_CODEC", "PAYLOAD_VERSION", "Codec", "codec_for", "codec_named", "segment_seed"]
 
 PAYLOAD_VERSION = 1
 _HEAD = struct.Struct("<BhI")
@@ -45,9 +48,11 @@ _USUAL = 40
 class Codec:
     """A pipeline. Make one with :func:`codec_named`; it holds no state and may be shared.
 
+    A codec of values alone (``float32``) has no envelope, and its damage is only seen where it changes the length.
+
     Laws: ``decode(encode(v, s, r), len(v), s)`` has the length of ``v``; ``len(encode(v, s, r)) <= max_bytes(len(v))``;
-    a zero vector comes back as zeros; a payload that was changed in any bit, cut short or made longer, or that is for
-    another spec, seed or length, raises and gives nothing.
+    a zero vector comes back as zeros; a payload in an envelope that was changed in any bit, cut short or made longer,
+    or that is for another spec, seed or length, raises and gives nothing.
 
     Attributes:
         text: the spec in canonical form.
@@ -65,6 +70,7 @@ class Codec:
         self.composes_with_secagg = all(s.composes_with_secagg for s in stages)
         self.mask = next((t for t in transforms if isinstance(t, RandomMask)), None)
         self._is_exact = isinstance(coder, Exact)
+        self._is_bare = self._is_exact and not transforms
         self._rescales = not isinstance(coder, Exact | Ring)  # a ring's step is absolute, and it clamps
 
     def encode(self, values: NDArray[np.floating], public_seed: bytes, private: PrivateRandomness) -> bytes:
@@ -87,6 +93,8 @@ class Codec:
         largest = max(float(values.max()), -float(values.min()))
         if not math.isfinite(largest):
             raise UpdateNotFiniteError("update", expected="finite values", got="a NaN or an infinity")
+        if self._is_bare:
+            return self._coder.encode(values.reshape(1, -1), public_seed, private)
         exponent = self._exponent(largest)
         flow: NDArray[np.floating] = values.reshape(1, -1)
         if not self._is_exact:
@@ -102,7 +110,7 @@ class Codec:
         return b"".join([head, _CRC.pack(zlib.crc32(body, zlib.crc32(head))), body])
 
     def decode(self, payload: bytes | bytearray | memoryview, length: int, public_seed: bytes) -> NDArray[np.floating]:
-        """Return ``length`` values, float32 (float64 where the spec says so), all finite.
+        """Return ``length`` values, float32 (float64 where the spec says so); finite, unless the codec is bare.
 
         Raises:
             UpdateFormatError: damaged, or of another spec, seed or length.
@@ -111,6 +119,8 @@ class Codec:
             UpdateRangeError: integers outside the bound of a ring.
         """
         view = memoryview(payload)
+        if self._is_bare:
+            return self._coder.decode(view, (1, length), public_seed).reshape(-1)
         if not _ENVELOPE <= len(view) <= self.max_bytes(length):
             raise UpdateFormatError(
                 f"payload {self.text!r}",
@@ -139,6 +149,8 @@ class Codec:
     def max_bytes(self, length: int) -> int:
         """Return the longest payload for ``length`` values; exact unless the spec codes with variable length."""
         shapes = self._shapes(length)
+        if self._is_bare:
+            return self._coder.max_bytes(shapes[-1])
         sides = [t.max_side_bytes(s) for t, s in zip(self._transforms, shapes, strict=False)]
         return _ENVELOPE + sum(_SIDE.size + n for n in sides if n) + self._coder.max_bytes(shapes[-1])
 
@@ -197,15 +209,41 @@ HEADER_CODEC = Codec((), Exact("float64"))
 """For the header, whose counter and metric sums float32 would round."""
 
 
-def segment_seed(codec: Codec, *, round_seed: bytes, session: str, segment: str) -> bytes:
+def codec_for(spec: str, mode: str) -> Codec:
+    """Return the codec of a segment in a plan of mode ``plain`` or ``secure``.
+
+    ``float32`` in a secure plan means that nothing is compressed: the segment's own fixed-point ring is summed.
+
+    Raises:
+        CompressionSpecError: no such spec, or, in secure mode, one that cannot be summed under masks.
+        MissingExtraError: it needs a package that is not installed.
+    """
+    codec = codec_named(spec)
+    if mode == "secure" and not codec.composes_with_secagg and codec.text != "float32":
+        raise CompressionSpecError(
+            f"compression {codec.text!r}",
+            expected="a spec whose payloads can be summed, in a plan with secure aggregation",
+            got="scales or codes of each device's own",
+            hint="[mask:P|]hd[|subsample:P]|ring:B:N:NORM composes; the other specs are for plain mode",
+        )
+    return codec
+
+
+def segment_seed(codec: Codec, *, round_seed: str, session: str, segment: str) -> bytes:
     """Return the public seed of one segment of one session, as both sides derive it from an Assignment.
 
     Where sums are taken of what is sent, it is the round's, the same for all devices; otherwise the session's own,
     which is what makes the devices' errors average out.
+
+    Args:
+        codec: the segment's.
+        round_seed: the Assignment's ``public_seed``, as the text that it is.
+        session: the Assignment's ``session``.
+        segment: its name.
     """
     if codec.composes_with_secagg:
-        return derive_seed(round_seed, "round", segment)
-    return derive_seed(round_seed, "session", session, segment)
+        return derive_seed(round_seed.encode(), "round", segment)
+    return derive_seed(round_seed.encode(), "session", session, segment)
 
 
 def _shape_of(values: NDArray[np.floating]) -> Shape:

@@ -24,8 +24,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
-from covey.compression.codec import Float64, codec_named
+from covey.compression.codec import HEADER_CODEC, codec_for, segment_seed
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
+from covey.device.randomness import PrivateStream
 from covey.device.trainer import LocalResult, TrainingJob
 from covey.plans.lint import lint_plan
 from covey.plans.plan import Plan, unpack_plan
@@ -196,7 +197,9 @@ class Verified:
         """Return the plan that ``ref`` names: the one already known by that hash, else ``data``, verified and linted.
 
         Raises:
-            PlanError: wrong hash, not canonical, a newer schema, an operator outside the list, or an unknown codec.
+            PlanError: wrong hash, not canonical, a newer schema, or an operator outside the list.
+            CompressionSpecError: an unknown codec, or one that secure aggregation cannot sum.
+            MissingExtraError: a codec that needs a package which this device does not have.
             LayoutError: sums that could overflow.
         """
         with self._lock:
@@ -208,7 +211,7 @@ class Verified:
         for index, phase in enumerate(plan.manifest.phases):
             plan.manifest.layout(index)
             for s in phase.segments:
-                codec_named(s.codec)
+                codec_for(s.codec, plan.manifest.privacy.mode)
         with self._lock:
             _keep(self._plans, ref.sha256, plan, self._max_plans)
         return plan
@@ -244,7 +247,8 @@ class Session:
 
         Args:
             policy: what the device's owner accepts.
-            seed: 32 bytes for the order of examples and for dropout; on a device from the operating system.
+            seed: 32 bytes for the order of examples, for dropout and for rounding; on a device from the operating
+                system.
             verified: what this process has already checked.
         """
         self.state = SessionState.IDLE
@@ -294,10 +298,10 @@ class Session:
         self._expect(SessionState.TRAINING)
         assert self.assignment is not None
         assert self._plan is not None
-        phase = self._plan.manifest.phases[self.assignment.phase]
-        codecs = {HEADER: Float64(), **{s.name: codec_named(s.codec) for s in phase.segments}}
-        # A part is encoded and dropped before the next: the update is never held twice.
-        body = encode_update([(k, c.encode(result.segments.pop(k))) for k, c in codecs.items()])
+        try:
+            body = self._encoded(self._plan, self.assignment, result)
+        except CoveyError as error:
+            return self._give_up(error.code, error)
         self._trained = (result.num_examples, result.num_steps)
         self._params = {}
         return self._go(SessionState.REPORTING, SendReport(self.assignment.session, body))
@@ -365,6 +369,16 @@ class Session:
         job = TrainingJob(plan, assignment.phase, self._params, shared, assignment.hyper, self._seed)
         within_s = min(plan.manifest.budget.time_s, assignment.report_within_s)
         return self._go(SessionState.TRAINING, Train(job, within_s))
+
+    def _encoded(self, plan: Plan, assignment: Assignment, result: LocalResult) -> bytes:
+        manifest = plan.manifest
+        codecs = {s.name: codec_for(s.codec, manifest.privacy.mode) for s in manifest.phases[assignment.phase].segments}
+        parts = []
+        for name, codec in {HEADER: HEADER_CODEC, **codecs}.items():
+            public = segment_seed(codec, round_seed=assignment.public_seed, session=assignment.session, segment=name)
+            # A part is encoded and dropped before the next: the update is never held twice.
+            parts.append((name, codec.encode(result.segments.pop(name), public, PrivateStream(self._seed, name))))
+        return encode_update(parts)
 
     def _counted(self, retry_after_s: float | None) -> Counted:
         assert self.assignment is not None

@@ -101,7 +101,7 @@ class SegmentPlan(msgspec.Struct, frozen=True, kw_only=True):
         tensors: specs without the prefix.
         max_delta: the largest magnitude of one coordinate before weighting; an update beyond it is refused.
         weighting: ``examples`` (times min(num_examples, max_weight)) or ``none``.
-        codec: how the reals are encoded on the plain path.
+        codec: how the reals are encoded: a compression spec (docs/compression.md).
     """
 
     name: str

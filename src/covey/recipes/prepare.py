@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 import covey
+from covey.compression.codec import codec_for
 from covey.data.dataset import FederatedDataset
 from covey.plans.manifest import PrivacyTerms
 from covey.plans.plan import Plan, unpack_plan
@@ -66,7 +67,11 @@ def local_half(settings: Settings) -> Local:
 
 
 def plan_options(settings: Settings, privacy: PrivacyTerms, dataset: FederatedDataset) -> PlanOptions:
-    """Return what the plan fixes. B of infinity becomes the largest client's size, padded and masked for the others."""
+    """Return what the plan fixes. B of infinity becomes the largest client's size, padded and masked for the others.
+
+    Raises:
+        CompressionSpecError, MissingExtraError: a compression that cannot be used.
+    """
     batch_size = settings.batch_size
     largest = min(settings.max_examples, max(dataset.num_examples(c) for c in dataset.client_ids))
     if settings.algorithm == "fedsgd":
@@ -80,6 +85,7 @@ def plan_options(settings: Settings, privacy: PrivacyTerms, dataset: FederatedDa
         chunk_steps=settings.chunk_steps,
         eval_batch_size=settings.eval_batch_size,
         max_examples=settings.max_examples,
+        compression=codec_for(settings.compression, privacy.mode).text,
         privacy=privacy,
     )
 

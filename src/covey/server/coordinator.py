@@ -31,6 +31,7 @@ from covey.server.messages import (
     WantDevices,
     aggregator_address,
     device_address,
+    public_seed,
     selector_address,
 )
 from covey.server.settings import RoundSettings, check_settings
@@ -235,7 +236,7 @@ class Coordinator:
                 shared=shared_ref,
                 hyper=dict(self._settings.hyper),
                 mode=self._manifest.privacy.mode,
-                public_seed=sha256_hex(attempt.name.encode()),
+                public_seed=public_seed(attempt.name),
                 report_within_s=self._settings.report_timeout_s,
             )
             out.append(Envelope(device_address(ticket), Reply(message)))

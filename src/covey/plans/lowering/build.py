@@ -125,6 +125,7 @@ def _manifest(programs: Programs, shapes: _Signature) -> Manifest:
                 tensors=specs(stripped(name, made), f"segment {name!r}"),
                 max_delta=bound,
                 weighting=local.weighting[name],
+                codec=options.compression,
             )
             for name, bound in sorted(local.max_delta.items())
         ),
