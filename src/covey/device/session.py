@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
-from covey.compression.codec import HEADER_CODEC, codec_for, segment_seed
+from covey.compression.codec import codec_for
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
-from covey.device.randomness import PrivateStream
 from covey.device.trainer import LocalResult, TrainingJob
+from covey.device.update import encoded_update, trained_masks
 from covey.plans.lint import lint_plan
 from covey.plans.plan import Plan, unpack_plan
 from covey.types.errors import (
@@ -40,9 +40,7 @@ from covey.types.errors import (
     TransportError,
     UnauthorizedError,
 )
-from covey.types.segments import HEADER
 from covey.types.tensors import Tensors, TensorSpec, sha256_hex, unpack_tensors
-from covey.wire.framing import encode_update
 from covey.wire.messages import Abandon, Assignment, BlobRef, CheckIn, ComeBack, Reported
 
 __all__ = [
@@ -299,7 +297,7 @@ class Session:
         assert self.assignment is not None
         assert self._plan is not None
         try:
-            body = self._encoded(self._plan, self.assignment, result)
+            body = encoded_update(self._plan.manifest, self.assignment, result, self._seed)
         except CoveyError as error:
             return self._give_up(error.code, error)
         self._trained = (result.num_examples, result.num_steps)
@@ -366,19 +364,10 @@ class Session:
         return self._train(self._plan, assignment, self._verified.tensors(assignment.shared, specs, data, "shared"))
 
     def _train(self, plan: Plan, assignment: Assignment, shared: Tensors) -> Effect:
+        shared = {**shared, **trained_masks(plan.manifest, assignment)}
         job = TrainingJob(plan, assignment.phase, self._params, shared, assignment.hyper, self._seed)
         within_s = min(plan.manifest.budget.time_s, assignment.report_within_s)
         return self._go(SessionState.TRAINING, Train(job, within_s))
-
-    def _encoded(self, plan: Plan, assignment: Assignment, result: LocalResult) -> bytes:
-        manifest = plan.manifest
-        codecs = {s.name: codec_for(s.codec, manifest.privacy.mode) for s in manifest.phases[assignment.phase].segments}
-        parts = []
-        for name, codec in {HEADER: HEADER_CODEC, **codecs}.items():
-            public = segment_seed(codec, round_seed=assignment.public_seed, session=assignment.session, segment=name)
-            # A part is encoded and dropped before the next: the update is never held twice.
-            parts.append((name, codec.encode(result.segments.pop(name), public, PrivateStream(self._seed, name))))
-        return encode_update(parts)
 
     def _counted(self, retry_after_s: float | None) -> Counted:
         assert self.assignment is not None

@@ -31,6 +31,7 @@ from covey.types.tensors import TensorSpec
 __all__ = [
     "BASE_METRICS",
     "SCHEMA_VERSION",
+    "TRAINED",
     "AlgorithmRef",
     "Budget",
     "Eligibility",
@@ -48,6 +49,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+TRAINED = "trained"
+"""Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
+
 BASE_METRICS = ("examples", "loss", "weight")
 
 
@@ -121,6 +125,10 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
     ``batch_size`` examples make a step, ``epochs`` passes are made over the device's examples, at most ``max_steps``
     steps in all; a chunk holds at most ``chunk_steps`` steps, about one second of work.
+
+    ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, a bool tensor
+    ``trained/<parameter>`` for each tensor of the one segment: the mask that its codec draws from the session's public
+    seed (a structured update). Other parameters do not move.
     """
 
     name: str
@@ -132,6 +140,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int
     max_steps: int
     chunk_steps: int
+    trained_in_place: bool = False
 
 
 class Eligibility(msgspec.Struct, frozen=True, kw_only=True):
@@ -264,6 +273,11 @@ def _validate(m: Manifest) -> None:
                 all(s.weighting in ("examples", "none") for s in p.segments),
                 f"phases[{i}].weighting",
                 "examples or none",
+            ),
+            (
+                not p.trained_in_place or len(p.segments) == 1,
+                f"phases[{i}].trained_in_place",
+                "one segment, whose codec names the mask",
             ),
             (all(s.max_delta > 0 for s in p.segments), f"phases[{i}].max_delta", "above 0"),
         ]
