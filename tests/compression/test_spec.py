@@ -16,6 +16,8 @@ from covey.types.errors import CompressionSpecError, MissingExtraError
         ("hd|eden:0.05", "hd|subsample:0.05|eden:1"),
         ("topk:1e-2", "topk:0.01|float32"),
         ("uniform:2:stochastic", "uniform:2:stochastic"),
+        ("hd|ring:12:100:7.50:3", "hd|ring:12:100:7.5:3"),
+        ("hd|ring:12:100:7.5:4", "hd|ring:12:100:7.5"),
         ("mask:0.1|hd|subsample:0.5|ring:12:100:1.5", "mask:0.1|hd|subsample:0.5|ring:12:100:1.5"),
     ],
 )
@@ -50,6 +52,9 @@ def test_specs_have_one_canonical_form(spec, text):
         ("subsample:0.1|hd|ring:12:100:1", "compose with secure aggregation"),
         ("lowrank:4|hd|ring:12:100:1", "compose with secure aggregation"),
         ("float32:1", "argument"),
+        ("hd|ring:12:100", "ring:B:N:NORM"),
+        ("hd|ring:12:100:1:2:3", "ring:B:N:NORM:CLAMP"),
+        ("hd|ring:12.5:100:1", "whole"),
     ],
 )
 def test_what_is_wrong_is_named(spec, words):

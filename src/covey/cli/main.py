@@ -21,6 +21,7 @@ _COMMANDS: Mapping[str, str] = {
     "device": "covey.cli.device",
     "plan": "covey.cli.plan",
     "data": "covey.cli.data",
+    "compression": "covey.cli.compression",
 }
 """In the order in which a newcomer meets them."""
 
@@ -32,6 +33,7 @@ _EXTRAS = {
     "starlette": "server",
     "uvicorn": "server",
     "PIL": "images",
+    "constriction": "entropy",
 }
 
 _INTERRUPTED = 130

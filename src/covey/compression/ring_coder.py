@@ -1,4 +1,4 @@
-"""``ring:B:N:NORM``: the secure path as the coder of a pipeline.
+"""``ring:B:N:NORM[:CLAMP]``: the secure path as the coder of a pipeline.
 
 With secure aggregation the integers are masked and only their sum is opened. Without it (a plain round, a benchmark)
 each payload is opened by itself, which gives the same sum, and protects nothing.
@@ -20,20 +20,21 @@ class Ring:
         bits: B.
         n_max: N.
         norm: NORM.
+        clamp: CLAMP: rotated coordinates are clamped at so many of their deviations.
         keep: the part that is sent: what ``subsample:P`` before it says.
     """
 
     unbiased = False  # the clamp; rounding alone is unbiased
     composes_with_secagg = True
 
-    def __init__(self, bits: int, n_max: int, norm: float, keep: float = 1.0) -> None:
-        self.bits, self.n_max, self.norm, self.keep = bits, n_max, norm, keep
+    def __init__(self, bits: int, n_max: int, norm: float, clamp: float = 4.0, keep: float = 1.0) -> None:
+        self.bits, self.n_max, self.norm, self.clamp, self.keep = bits, n_max, norm, clamp, keep
         before = "hd|" if keep == 1.0 else f"hd|subsample:{keep:.6g}|"
-        self.text = f"{before}ring:{bits}:{n_max}:{norm:.6g}"
+        self.text = f"{before}ring:{bits}:{n_max}:{norm:.6g}" + ("" if clamp == 4.0 else f":{clamp:.6g}")
 
     def path(self, length: int) -> SecurePath:
         """Return the secure path for a segment of this length. Raises LayoutError: N devices have no room in B bits."""
-        return SecurePath(length, self.n_max, self.bits, self.norm, self.keep)
+        return SecurePath(length, self.n_max, self.bits, self.norm, self.keep, self.clamp)
 
     def max_bytes(self, shape: Shape) -> int:
         """Return the exact size."""

@@ -14,7 +14,8 @@
     quantize:B           B bits, 1 to 8, probabilistic, between each row's extremes
     eden:B               B bits, up to 4, fractions allowed; after hd
     uniform:T[:stochastic]   steps of T root mean squares, entropy coded
-    ring:B:N:NORM        B bits of the secure path for at most N devices of norm NORM; after hd
+    ring:B:N:NORM[:CLAMP]    B bits of the secure path for at most N devices of norm NORM, clamped at CLAMP (4)
+                         deviations; after hd
 
 The last stage is a coder (one of the last five); a spec without one ends in ``float32``. ``eden:B`` below 1 bit stands
 for ``subsample:B|eden:1``.
@@ -73,7 +74,7 @@ def parse_spec(spec: str) -> tuple[tuple[Transform, ...], Coder]:
         # The secure path rotates and subsamples by itself: unscaled, and undone once, on the sum.
         keep = next((t.keep for t in transforms if isinstance(t, Subsample)), 1.0)
         masks = tuple(t for t in transforms if isinstance(t, RandomMask))
-        return masks, Ring(coder.bits, coder.n_max, coder.norm, keep)
+        return masks, Ring(coder.bits, coder.n_max, coder.norm, coder.clamp, keep)
     return tuple(transforms), coder
 
 
@@ -154,8 +155,9 @@ def _exact(spec: str, arguments: list[str]) -> list[Coder]:
 
 
 def _ring(spec: str, arguments: list[str]) -> list[Coder]:
-    bits, n_max, norm = _numbers(spec, "ring", arguments, ("B", 2, 32), ("N", 1, 2.0**30), ("NORM", 1e-30, 1e30))
-    return [Ring(_whole(spec, "ring", bits, "B"), _whole(spec, "ring", n_max, "N"), norm)]
+    bounds = [("B", 2, 32), ("N", 1, 2.0**30), ("NORM", 1e-30, 1e30), ("CLAMP", 0.5, 100.0)]
+    bits, n_max, norm, *clamp = _numbers(spec, "ring", arguments, *bounds[: max(3, len(arguments))])
+    return [Ring(_whole(spec, "ring", bits, "B"), _whole(spec, "ring", n_max, "N"), norm, *clamp)]
 
 
 _STAGES: dict[str, Callable[[str, list[str]], list]] = {  # type: ignore[type-arg]
