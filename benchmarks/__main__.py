@@ -16,6 +16,7 @@ RUNS = [
     ("simulation", "--model", "2nn"),
     ("simulation", "--model", "cnn"),
     ("rounds",),
+    ("compression",),
     ("device_memory",),
     ("first_round",),
 ]

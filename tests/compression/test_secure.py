@@ -54,6 +54,9 @@ def test_the_largest_cohort_cannot_wrap():
         one = path.open(path.encode(huge, SEED, Rounding()), SEED)
         all_of_them = opened(path, [huge] * n_max)
         assert np.allclose(all_of_them, n_max * one, rtol=1e-5, atol=1e-4 * n_max * path.clamp)
+    path = SecurePath(128, n_max=3, ring_bits=32, norm=1.0)
+    residues = path.encode(np.full(128, 1e20, np.float32), SEED, Rounding()).astype(np.int64)
+    assert np.abs(np.where(residues >= 2**31, residues - 2**32, residues)).max() <= path.bound
     with pytest.raises(LayoutError, match="room for one step"):
         SecurePath(128, n_max=128, ring_bits=8, norm=1.0)
 

@@ -389,5 +389,7 @@ def test_a_codec_that_cannot_be_summed_does_not_go_with_secure_aggregation():
     for spec in ("hd|eden:2", "topk:0.1", "quantize:2"):
         with pytest.raises(CompressionSpecError, match="can be summed"):
             _ = Aggregator("p", msgspec.structs.replace(compressed(spec), privacy=terms)).max_body_bytes
+    with pytest.raises(CompressionSpecError, match="a ring for the 100 devices"):
+        _ = Aggregator("p", msgspec.structs.replace(compressed("hd|ring:16:99:50"), privacy=terms)).max_body_bytes
     for spec in ("hd|ring:16:100:50", "float32"):
         assert Aggregator("p", msgspec.structs.replace(compressed(spec), privacy=terms)).max_body_bytes

@@ -113,7 +113,7 @@ def check(plan: Path, owner_key: Path | None, population: str | None, signature:
     for index, phase in enumerate(opened.manifest.phases):
         opened.manifest.layout(index)
         for segment in phase.segments:
-            codec_for(segment.codec, opened.manifest.privacy.mode)
+            codec_for(segment.codec, opened.manifest.privacy.mode, opened.manifest.privacy.n_max)
     click.echo(f"{plan}: canonical, schema {opened.manifest.schema}, {len(opened.graphs)} graphs of allowed operators")
     if owner_key is None or population is None:
         click.echo("signature: not checked (give --owner-key and --population)")

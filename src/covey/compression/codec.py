@@ -59,6 +59,7 @@ class Codec:
         unbiased: whether every stage is: the mean of many decodings is the update, whatever the update.
         composes_with_secagg: whether sums may be taken of what is sent; such a codec needs one seed for the round.
         mask: the structured update to train in place, or None.
+        ring: the secure path's coder, or None.
     """
 
     def __init__(self, transforms: tuple[Transform, ...], coder: Coder) -> None:
@@ -69,6 +70,7 @@ class Codec:
         self.unbiased = all(s.unbiased for s in stages)
         self.composes_with_secagg = all(s.composes_with_secagg for s in stages)
         self.mask = next((t for t in transforms if isinstance(t, RandomMask)), None)
+        self.ring = coder if isinstance(coder, Ring) else None
         self._is_exact = isinstance(coder, Exact)
         self._is_bare = self._is_exact and not transforms
         self._rescales = not isinstance(coder, Exact | Ring)  # a ring's step is absolute, and it clamps
@@ -209,13 +211,14 @@ HEADER_CODEC = Codec((), Exact("float64"))
 """For the header, whose counter and metric sums float32 would round."""
 
 
-def codec_for(spec: str, mode: str) -> Codec:
-    """Return the codec of a segment in a plan of mode ``plain`` or ``secure``.
+def codec_for(spec: str, mode: str, n_max: int) -> Codec:
+    """Return the codec of a segment in a plan of mode ``plain`` or ``secure``, with at most ``n_max`` devices in a sum.
 
     ``float32`` in a secure plan means that nothing is compressed: the segment's own fixed-point ring is summed.
 
     Raises:
-        CompressionSpecError: no such spec, or, in secure mode, one that cannot be summed under masks.
+        CompressionSpecError: no such spec, or, in secure mode, one that cannot be summed under masks, or whose ring is
+            for fewer devices.
         MissingExtraError: it needs a package that is not installed.
     """
     codec = codec_named(spec)
@@ -225,6 +228,13 @@ def codec_for(spec: str, mode: str) -> Codec:
             expected="a spec whose payloads can be summed, in a plan with secure aggregation",
             got="scales or codes of each device's own",
             hint="[mask:P|]hd[|subsample:P]|ring:B:N:NORM composes; the other specs are for plain mode",
+        )
+    if mode == "secure" and codec.ring is not None and codec.ring.n_max < n_max:
+        raise CompressionSpecError(
+            f"compression {codec.text!r}",
+            expected=f"a ring for the {n_max} devices that the plan may select",
+            got=str(codec.ring.n_max),
+            hint="a sum over more devices could wrap unseen; covey compression ring chooses one",
         )
     return codec
 

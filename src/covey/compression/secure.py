@@ -164,13 +164,16 @@ class SecurePath:
         if not np.isfinite(values).all():
             raise UpdateNotFiniteError("update", expected="finite values", got="a NaN or an infinity")
         rotated, _ = self._rotation.forward(values.astype(np.float32, copy=False).reshape(1, -1), public_seed)
-        at, _ = positions(self._rotated, self.shape[1], public_seed, "subsample")
-        sent = rotated.reshape(-1)[at] if self.shape != self._rotated else rotated
-        integers = self._rounded(self._scaled(sent), private).reshape(-1)
+        if self.shape != self._rotated:
+            at, _ = positions(self._rotated, self.shape[1], public_seed, "subsample")
+            rotated = rotated.reshape(-1)[at]
+        integers = self._rounded(self._scaled(rotated), private).reshape(-1)
         if noise is not None:
-            integers = integers + noise(self.num_values)
-        mask = (1 << self.ring_bits) - 1
-        return (integers & mask).astype(np.uint32)
+            # Of the sum only the low 32 bits matter, and 2^B divides 2^32.
+            integers = (integers + noise(self.num_values)).astype(np.int32)
+        residues = integers.view(np.uint32)
+        residues &= np.uint32((1 << self.ring_bits) - 1)
+        return residues
 
     def open(self, total: Residues, public_seed: bytes) -> Reals:
         """Return the sum of the devices' segments from the sum of their residues, ``[length]``.
@@ -213,13 +216,16 @@ class SecurePath:
             scaled = sent * np.float32(factor)
         return np.clip(scaled, -self.bound, self.bound, out=scaled)
 
-    def _rounded(self, scaled: Reals, private: PrivateRandomness) -> Integers:
+    def _rounded(self, scaled: Reals, private: PrivateRandomness) -> NDArray[np.int32]:
         limit = self.norm_bound
         for _ in range(_MOST_TRIES):
-            out = np.empty(scaled.shape, np.int64)
+            out = np.empty(scaled.shape, np.int32)
             for some, columns in tiles(scaled.shape):
-                part = scaled[some, columns]
-                out[some, columns] = np.floor(part + uniforms(private, part.shape))
+                steps = uniforms(private, scaled[some, columns].shape)
+                steps += scaled[some, columns]
+                np.floor(steps, out=steps)
+                # Once more, in integers: above 2^24 a float32 at the bound may have been rounded past it.
+                out[some, columns] = np.clip(steps.astype(np.int64), -self.bound, self.bound)
             if limit is None or float(np.linalg.norm(out.astype(np.float64))) <= limit:
                 return out
         raise LayoutError(  # one try succeeds with a probability of at least 1 - exp(-1/2)

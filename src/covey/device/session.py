@@ -209,7 +209,7 @@ class Verified:
         for index, phase in enumerate(plan.manifest.phases):
             plan.manifest.layout(index)
             for s in phase.segments:
-                codec_for(s.codec, plan.manifest.privacy.mode)
+                codec_for(s.codec, plan.manifest.privacy.mode, plan.manifest.privacy.n_max)
         with self._lock:
             _keep(self._plans, ref.sha256, plan, self._max_plans)
         return plan

@@ -31,8 +31,8 @@ def encoded_update(manifest: Manifest, assignment: Assignment, result: LocalResu
     Raises:
         UpdateNotFiniteError: a NaN or an infinity.
     """
-    mode = manifest.privacy.mode
-    codecs = {s.name: codec_for(s.codec, mode) for s in manifest.phases[assignment.phase].segments}
+    terms = manifest.privacy
+    codecs = {s.name: codec_for(s.codec, terms.mode, terms.n_max) for s in manifest.phases[assignment.phase].segments}
     parts = []
     for name, codec in {HEADER: HEADER_CODEC, **codecs}.items():
         rounding = PrivateStream(seed, f"rounding/{name}")
@@ -50,7 +50,7 @@ def trained_masks(manifest: Manifest, assignment: Assignment) -> Tensors:
     if not phase.trained_in_place:
         return {}
     (segment,) = phase.segments
-    codec = codec_for(segment.codec, manifest.privacy.mode)
+    codec = codec_for(segment.codec, manifest.privacy.mode, manifest.privacy.n_max)
     at = codec.trained_positions(segment.length, _public(codec, assignment, segment.name))
     if at is None:
         raise PlanFormatError("phase: trained_in_place", expected="a codec mask:P|...", got=segment.codec)

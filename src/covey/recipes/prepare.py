@@ -88,7 +88,7 @@ def plan_options(settings: Settings, privacy: PrivacyTerms, dataset: FederatedDa
         chunk_steps=settings.chunk_steps,
         eval_batch_size=settings.eval_batch_size,
         max_examples=settings.max_examples,
-        compression=codec_for(settings.compression, privacy.mode).text,
+        compression=codec_for(settings.compression, privacy.mode, privacy.n_max).text,
         privacy=privacy,
     )
 

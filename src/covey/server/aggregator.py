@@ -57,8 +57,8 @@ def segment_codecs(manifest: Manifest, phase: int) -> dict[str, Codec]:
     Raises:
         CompressionSpecError, MissingExtraError: see :func:`covey.compression.codec.codec_for`.
     """
-    mode = manifest.privacy.mode
-    return {HEADER: HEADER_CODEC, **{s.name: codec_for(s.codec, mode) for s in manifest.phases[phase].segments}}
+    mode, n_max = manifest.privacy.mode, manifest.privacy.n_max
+    return {HEADER: HEADER_CODEC, **{s.name: codec_for(s.codec, mode, n_max) for s in manifest.phases[phase].segments}}
 
 
 class Aggregator:
