@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import covey
-from covey.recipes.recipe import load_recipe
+from covey.recipes.recipe import load_recipe, recipe_source
 from covey.simulation.report import RoundRow
 from covey.simulation.run import Progress, SimulationOptions, simulate
 
@@ -97,7 +97,10 @@ class CurveStore:
             **settings: replace the recipe's own.
         """
         what = {"recipe": recipe, "spec": spec, "seed": seed, "rounds": rounds, "target": target, **settings}
-        name = hashlib.sha256(json.dumps([what, self._sources], sort_keys=True).encode()).hexdigest()[:24]
+        sources = self._sources
+        if recipe.endswith(".py"):
+            sources += hashlib.sha256(recipe_source(recipe)).hexdigest()
+        name = hashlib.sha256(json.dumps([what, sources], sort_keys=True).encode()).hexdigest()[:24]
         file = self._folder / f"{name}.json"
         if file.exists():
             kept = json.loads(file.read_text())
