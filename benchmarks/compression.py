@@ -80,6 +80,7 @@ EXPERIMENTS = {
             Arm("1610.05492: HD, 1/16, 2 bits", "hd|subsample:0.0625|quantize:2"),
             Arm("EDEN, 1 bit", "hd|eden:1"),
             Arm("EDEN, 0.1 bit", "hd|eden:0.1"),
+            Arm("HD interleaved, wide steps, entropy coded", "hd:interleaved|uniform:5"),
             Arm("HD, wide steps, entropy coded", "hd|uniform:6"),
             Arm("wide steps, entropy coded", "uniform:8"),
             Arm("structured: mask 1/16, EDEN 1 bit", "mask:0.0625|hd|eden:1"),
@@ -100,7 +101,7 @@ EXPERIMENTS = {
         10,
         (
             Arm("1610.05492: HD, 1/16, 2 bits", "hd|subsample:0.0625|quantize:2"),
-            Arm("HD, wide steps, entropy coded", "hd|uniform:6"),
+            Arm("EDEN, 0.1 bit", "hd|eden:0.1"),
         ),
         (
             Arm("secure, 32-bit ring", f"hd|ring:32:10:{NORM}", 10),
@@ -115,7 +116,7 @@ EXPERIMENTS = {
         50,
         (
             Arm("1610.05492: HD, 1/16, 2 bits", "hd|subsample:0.0625|quantize:2"),
-            Arm("HD, wide steps, entropy coded", "hd|uniform:6"),
+            Arm("EDEN, 0.1 bit", "hd|eden:0.1"),
         ),
         (
             Arm("secure, 32-bit ring", f"hd|ring:32:10:{NORM}", 10),

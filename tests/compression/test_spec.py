@@ -55,6 +55,7 @@ def test_specs_have_one_canonical_form(spec, text):
         ("hd|ring:12:100", "ring:B:N:NORM"),
         ("hd|ring:12:100:1:2:3", "ring:B:N:NORM:CLAMP"),
         ("hd|ring:12.5:100:1", "whole"),
+        ("hd|ring:8:128:1", "room for one step"),
     ],
 )
 def test_what_is_wrong_is_named(spec, words):

@@ -177,6 +177,8 @@ class Codec:
             raise UpdateFormatError(
                 "payload", expected=f"the spec {self.text!r}, this seed and {length} values", got="another of them"
             )
+        if exponent and not self._rescales:
+            raise UpdateFormatError("payload", expected="values as they are", got=f"an exponent of {exponent}")
         return exponent, body
 
     def _exponent(self, largest: float) -> int:

@@ -157,7 +157,10 @@ def _exact(spec: str, arguments: list[str]) -> list[Coder]:
 def _ring(spec: str, arguments: list[str]) -> list[Coder]:
     bounds = [("B", 2, 32), ("N", 1, 2.0**30), ("NORM", 1e-30, 1e30), ("CLAMP", 0.5, 100.0)]
     bits, n_max, norm, *clamp = _numbers(spec, "ring", arguments, *bounds[: max(3, len(arguments))])
-    return [Ring(_whole(spec, "ring", bits, "B"), _whole(spec, "ring", n_max, "N"), norm, *clamp)]
+    made = Ring(_whole(spec, "ring", bits, "B"), _whole(spec, "ring", n_max, "N"), norm, *clamp)
+    if made.n_max >= 1 << (made.bits - 1):
+        raise _wrong(spec, f"room for one step of each of {made.n_max} devices", f"{made.bits} bits", "a wider ring")
+    return [made]
 
 
 _STAGES: dict[str, Callable[[str, list[str]], list]] = {  # type: ignore[type-arg]
