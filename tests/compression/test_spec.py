@@ -1,8 +1,11 @@
 import builtins
+import re
+from pathlib import Path
 
 import pytest
 
 from covey.compression.codec import codec_named
+from covey.compression.spec import STAGE_NAMES
 from covey.types.errors import CompressionSpecError, MissingExtraError
 
 
@@ -86,3 +89,13 @@ def test_entropy_coding_without_its_package_says_what_to_install(monkeypatch):
         codec_named("hd|uniform:1")
     assert "covey[entropy]" in caught.value.hint
     codec_named("hd|eden:2")
+
+
+def test_the_documentation_names_every_stage_and_its_specs_are_specs():
+    text = (Path(__file__).parents[2] / "docs" / "compression.md").read_text()
+    for name in STAGE_NAMES:
+        assert re.search(rf"`{name}\b", text), name
+    specs = [s for s in re.findall(r"[`']([a-z0-9:|.]+)[`']", text) if "|" in s and not re.search(r":[A-Z]", s)]
+    assert len(specs) >= 5
+    for spec in specs:
+        codec_named(spec)

@@ -37,7 +37,7 @@ from covey.compression.top_k import TopK
 from covey.compression.uniform_quantization import Uniform
 from covey.types.errors import CompressionSpecError
 
-__all__ = ["parse_spec"]
+__all__ = ["STAGE_NAMES", "parse_spec"]
 
 _SKETCH_WIDTH = 256
 
@@ -175,3 +175,6 @@ _STAGES: dict[str, Callable[[str, list[str]], list]] = {  # type: ignore[type-ar
     "uniform": _uniform,
     "ring": _ring,
 }
+
+STAGE_NAMES = tuple(_STAGES)
+"""The names that a spec may use."""
