@@ -112,6 +112,13 @@ def test_with_a_clip_the_norm_of_the_integers_is_bounded(length, norm):
         assert path.norm_bound <= clip + math.sqrt(path.num_values)
 
 
+def test_its_segment_is_what_secure_aggregation_sums():
+    path = codec_named("hd|subsample:0.5|ring:12:100:7").ring.path(8192)
+    segment = path.segment("model")
+    assert (segment.length, segment.ring_bits, segment.n_max) == (path.num_values, 12, 100)
+    assert segment.n_max * segment.bound < 2**11
+
+
 def test_noise_is_added_before_the_modulus():
     path = SecurePath(100, n_max=10, ring_bits=16, norm=10.0, noise_deviation=0.1)
     quiet = path.encode(np.zeros(100, np.float32), SEED, Rounding())

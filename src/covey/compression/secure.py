@@ -27,6 +27,7 @@ from covey.compression.rotation import Rotation
 from covey.compression.stage import PrivateRandomness, Reals, Shape, tiles, uniforms
 from covey.compression.subsampling import kept_per_row, positions
 from covey.types.errors import LayoutError, UpdateFormatError, UpdateNotFiniteError
+from covey.types.segments import Segment
 
 __all__ = ["SecurePath"]
 
@@ -138,6 +139,14 @@ class SecurePath:
     def _clip(self) -> float:
         assert self.clip_norm is not None
         return self.clip_norm * math.sqrt(self.num_values / (self._rotated[0] * self._rotated[1]))
+
+    def segment(self, name: str) -> Segment:
+        """Return the segment of integers that is masked and summed: what secure aggregation must know.
+
+        Raises:
+            LayoutError: a ring of fewer than 8 bits, which no segment has.
+        """
+        return Segment(name, self.num_values, self.bound, self.n_max, ring_bits=self.ring_bits)
 
     def encode(
         self,
