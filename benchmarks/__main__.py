@@ -17,6 +17,7 @@ RUNS = [
     ("simulation", "--model", "cnn"),
     ("rounds",),
     ("demo",),
+    ("compression",),
     ("device_memory",),
     ("first_round",),
     ("privacy",),

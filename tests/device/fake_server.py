@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
-from covey.compression.codec import Float64, codec_named
+from covey.compression.codec import HEADER_CODEC, codec_named, segment_seed
 from covey.types.errors import (
     AlreadyCountedError,
     CoveyError,
@@ -81,9 +79,11 @@ class FakeServer:
         if session != f"s{self.num_sessions}":
             raise SessionUnknownError("session", expected="an open one", got="another")
         segments = {s.name: s.length for s in self.total.segments}
-        codecs = {HEADER: Float64(), **{s.name: codec_named(s.codec) for s in self.manifest.phases[0].segments}}
+        codecs = {HEADER: HEADER_CODEC, **{s.name: codec_named(s.codec) for s in self.manifest.phases[0].segments}}
         parts = decode_update(body, {k: codecs[k].max_bytes(n) for k, n in segments.items()})
-        self.total.fold_reals({k: np.asarray(codecs[k].decode(v, segments[k])) for k, v in parts.items()})
+        round_seed = self.assigned.get("public_seed", "")
+        seeds = {k: segment_seed(c, round_seed=round_seed, session=session, segment=k) for k, c in codecs.items()}
+        self.total.fold_reals({k: codecs[k].decode(v, segments[k], seeds[k]) for k, v in parts.items()})
         self.counted.add(session)
 
     def abandon(self, session, message, credential):

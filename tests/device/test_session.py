@@ -1,10 +1,13 @@
 """The session: the way to a counted update, every refusal on it, and no other transition."""
 
 import inspect
+import sys
 
+import msgspec
 import numpy as np
 import pytest
 
+from covey.compression.codec import codec_named
 from covey.device.session import (
     AwaitStep,
     Counted,
@@ -407,8 +410,18 @@ def test_an_unknown_codec_and_sums_that_could_overflow_are_found_before_training
         segment = type(phase.segments[0])(**{**kept, **fields})
         return world.changed(base, phases=(type(phase)(**{**other, "segments": (segment,)}),))
 
-    gives_up(lambda s: run_plan(s, with_segment(codec="eden")), "plan_format", "codec: expected one of")
+    gives_up(lambda s: run_plan(s, with_segment(codec="zip")), "compression_spec", "expected stages among")
     gives_up(lambda s: run_plan(s, with_segment(max_delta=1e18)), "layout_invalid", "n_max * bound")
+
+
+def test_a_plan_whose_codec_needs_a_missing_package_is_refused_before_training(monkeypatch):
+    codec_named.cache_clear()
+    monkeypatch.setitem(sys.modules, "constriction", None)  # importing it fails
+    base = world.plan()
+    phase = base.manifest.phases[0]
+    segment = msgspec.structs.replace(phase.segments[0], codec="hd|uniform:1.25")
+    plan = world.changed(base, phases=(msgspec.structs.replace(phase, segments=(segment,)),))
+    gives_up(lambda s: run_plan(s, plan), "missing_extra", "constriction")
 
 
 def test_what_was_verified_is_not_verified_again_and_never_more_than_asked_is_kept():

@@ -3,6 +3,7 @@
 import struct
 from fractions import Fraction
 
+import msgspec
 import numpy as np
 import pytest
 from device import world
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from covey.algorithms.algorithm import Aggregate, ServerState
 from covey.algorithms.registry import server_half
+from covey.compression.codec import codec_named, segment_seed
+from covey.device.randomness import PrivateStream
 from covey.server.aggregator import Aggregator, body_limits
 from covey.server.messages import (
     AbandonArrived,
@@ -24,9 +27,11 @@ from covey.server.messages import (
     ShardClosed,
     coordinator_address,
     device_address,
+    public_seed,
 )
 from covey.types.errors import (
     AlreadyCountedError,
+    CompressionSpecError,
     RoundClosedError,
     SessionUnknownError,
     UpdateError,
@@ -183,7 +188,8 @@ BAD = {
     "empty": (b"", UpdateFormatError),
     "random": (bytes(range(200)), UpdateFormatError),
     "trailing byte": (GOOD + b"\x00", UpdateFormatError),
-    "another version": (GOOD[:4] + struct.pack("<H", 2) + GOOD[6:], VersionError),
+    "another version": (GOOD[:4] + struct.pack("<H", 1) + GOOD[6:], VersionError),
+    "a flipped bit": (GOOD[:-30] + bytes([GOOD[-30] ^ 1]) + GOOD[-29:], UpdateFormatError),
     "one part": (reframed((HEADER, HEAD)), UpdateFormatError),
     "three parts": (reframed((HEADER, HEAD), ("model", MODEL), ("more", b"")), UpdateFormatError),
     "parts in another order": (reframed(("model", MODEL), (HEADER, HEAD)), UpdateFormatError),
@@ -330,3 +336,60 @@ def test_any_order_and_any_shards_give_the_same_bits(order, shard_of, merge_orde
     for other in others:
         first.merge(other)
     assert bits(first) == bits(close(whole))
+
+
+SPECS = ["hd|eden:2", "hd|subsample:0.5|quantize:4", "topk:0.5", "mask:0.5|quantize:8", "hd|ring:16:100:50"]
+
+
+def compressed(spec):
+    """Return the tiny plan's manifest with another codec."""
+    phase = parts.manifest().phases[0]
+    segment = msgspec.structs.replace(phase.segments[0], codec=spec)
+    return msgspec.structs.replace(parts.manifest(), phases=(msgspec.structs.replace(phase, segments=(segment,)),))
+
+
+def compressed_body(spec, session, attempt="a", contribution=None):
+    """Encode a contribution as a device does: with the public seed of its session."""
+    codec, values = codec_named(spec), contribution or parts.values()
+    seed = segment_seed(codec, round_seed=public_seed(attempt), session=session, segment="model")
+    model = codec.encode(values["model"], seed, PrivateStream(bytes(32), "model"))
+    return encode_update([(HEADER, values[HEADER].tobytes()), ("model", model)])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_compressed_update_is_undone_with_its_sessions_seed(spec):
+    role = Aggregator(parts.POPULATION, compressed(spec))
+    role.receive(OpenShard("a", 0, ("s1", "s2", "s3")), 0.0)
+    body = compressed_body(spec, "s1")
+    assert len(body) <= role.max_body_bytes
+    assert isinstance(report(role, "s1", body)[0], Reported)
+    before = bits(role._shards["a"].total)
+    refused = [
+        compressed_body(spec, "s2")[:-1],
+        compressed_body(spec, "s2") + b"\0",
+        compressed_body(spec, "s2", attempt="b"),
+    ]
+    if "ring" not in spec:
+        refused.append(compressed_body(spec, "s3"))  # of another session: its signs and positions are others
+    for damaged in refused:
+        answer = role.receive(ReportArrived("t", "s2", damaged), 0.0)[0].message.message
+        assert isinstance(answer, UpdateFormatError)
+        assert bits(role._shards["a"].total) == before
+        del role._shards["a"].ended["s2"]  # the next damage gets a hearing of its own
+        role._shards["a"].open.add("s2")
+    codec = codec_named(spec)
+    seed = segment_seed(codec, round_seed=public_seed("a"), session="s1", segment="model")
+    decoded = codec.decode(codec.encode(parts.values()["model"], seed, PrivateStream(bytes(32), "model")), 8, seed)
+    segment = parts.manifest().layout(0)[1]
+    assert close(role).integers("model").tolist() == to_fixed_point(decoded, segment).tolist()
+
+
+def test_a_codec_that_cannot_be_summed_does_not_go_with_secure_aggregation():
+    terms = msgspec.structs.replace(parts.manifest().privacy, mode="secure")
+    for spec in ("hd|eden:2", "topk:0.1", "quantize:2"):
+        with pytest.raises(CompressionSpecError, match="can be summed"):
+            _ = Aggregator("p", msgspec.structs.replace(compressed(spec), privacy=terms)).max_body_bytes
+    with pytest.raises(CompressionSpecError, match="a ring for the 100 devices"):
+        _ = Aggregator("p", msgspec.structs.replace(compressed("hd|ring:16:99:50"), privacy=terms)).max_body_bytes
+    for spec in ("hd|ring:16:100:50", "float32"):
+        assert Aggregator("p", msgspec.structs.replace(compressed(spec), privacy=terms)).max_body_bytes

@@ -31,15 +31,12 @@ def test_every_truncation_and_every_trailing_byte_is_refused():
 
 @settings(deadline=None, max_examples=200)
 @given(st.integers(0, len(encode_update(PARTS)) - 1), st.integers(1, 255))
-def test_a_changed_byte_is_refused_or_only_changes_a_payload(place, flip):
+def test_a_changed_byte_is_refused(place, flip):
+    """A CRC-32 sees every change within 32 neighbouring bits."""
     body = bytearray(encode_update(PARTS))
     body[place] ^= flip
-    try:
-        parts = decode_update(bytes(body), LIMITS)
-    except CoveyError:
-        return
-    assert [len(p) for p in parts.values()] == [8, 6]
-    assert place >= len(body) - 14
+    with pytest.raises(CoveyError):
+        decode_update(bytes(body), LIMITS)
 
 
 def test_other_names_counts_sizes_and_versions_are_refused():
@@ -48,7 +45,7 @@ def test_other_names_counts_sizes_and_versions_are_refused():
         with pytest.raises(UpdateFormatError):
             decode_update(body, limits)
     with pytest.raises(VersionError):
-        decode_update(body[:4] + b"\x02\x00" + body[6:], LIMITS)
+        decode_update(body[:4] + b"\x01\x00" + body[6:], LIMITS)
 
 
 def test_a_length_that_lies_allocates_nothing():

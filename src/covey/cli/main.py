@@ -27,6 +27,7 @@ _COMMANDS: Mapping[str, str] = {
     "data": "covey.cli.data",
     "secagg": "covey.cli.secagg",
     "privacy": "covey.cli.privacy",
+    "compression": "covey.cli.compression",
 }
 """In the order in which a newcomer meets them."""
 
@@ -39,6 +40,7 @@ _EXTRAS = {
     "uvicorn": "server",
     "PIL": "images",
     "dp_accounting": "privacy",
+    "constriction": "entropy",
 }
 
 _INTERRUPTED = 128 + signal.SIGINT

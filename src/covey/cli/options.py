@@ -69,6 +69,7 @@ _OPTIONS = [
     click.option(
         "--partition", metavar="P", help="iid, two-class, dirichlet:ALPHA, writer or role, as the data allow."
     ),
+    click.option("--compression", metavar="SPEC", help="How updates are encoded, as 'hd|eden:2'; docs/compression.md."),
     click.option("--clients", "num_clients", type=int, metavar="N", help="How many devices the data are dealt to."),
 ]
 

@@ -118,7 +118,7 @@ def inspect(plan: Path) -> None:
 @click.option("--signature", type=file_path, metavar="FILE", help="With --owner-key; PLAN.sig unless told.")
 def check(plan: Path, owner_key: Path | None, population: str | None, signature: Path | None) -> None:
     """Check a plan as a device does: canonical bytes, schema, operators, sums that cannot overflow, signature."""
-    from covey.compression.codec import codec_named
+    from covey.compression.codec import codec_for
     from covey.plans.lint import lint_plan
     from covey.plans.signing import load_public_key, verify_plan
     from covey.types.errors import PlanSignatureError, UsageError
@@ -130,7 +130,7 @@ def check(plan: Path, owner_key: Path | None, population: str | None, signature:
     for index, phase in enumerate(opened.manifest.phases):
         opened.manifest.layout(index)
         for segment in phase.segments:
-            codec_named(segment.codec)
+            codec_for(segment.codec, opened.manifest.privacy.mode, opened.manifest.privacy.n_max)
     click.echo(f"{plan}: canonical, schema {opened.manifest.schema}, {len(opened.graphs)} graphs of allowed operators")
     if owner_key is None or population is None:
         click.echo("signature: not checked (give --owner-key and --population)")

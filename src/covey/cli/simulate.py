@@ -21,6 +21,7 @@ Examples:
   covey simulate mnist-2nn --rounds 20
   covey simulate mnist-2nn --partition two-class --epochs 5 --target 0.97
   covey simulate mnist-2nn --cohort 50 --privacy gaussian:clip=0.5,epsilon=8
+  covey simulate mnist-2nn --compression 'hd|eden:0.1' --rounds 50
   covey simulate ./my_recipe.py --cohort 50 --out runs/first --json -""",
 )
 @recipe_argument
@@ -95,8 +96,10 @@ def _progress(*, quiet: bool) -> Any:
                 return
             manifest = prepared.plan.manifest
             num_parameters = sum(t.size for t in manifest.params)
+            codecs = {s.codec for p in manifest.phases for s in p.segments} - {"float32"}
             click.echo(
                 f"{manifest.task}: {manifest.algorithm.name}, {num_parameters:,} parameters, {num_devices} devices, "
+                f"{''.join(f'updates by {c}, ' for c in sorted(codecs))}"
                 f"{num_workers} worker{'s' * (num_workers > 1)}, plan {prepared.plan.hash[:12]}"
                 f"{'' if prepared.cached else ' (built)'}"
             )

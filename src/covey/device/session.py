@@ -31,11 +31,12 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from covey.compression.codec import codec_named
+from covey.compression.codec import codec_for
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
 from covey.device.private import private_segments
 from covey.device.secure import SecureReport, sum_session
 from covey.device.trainer import LocalResult, TrainingJob, hyper_values
+from covey.device.update import encoded_update, trained_masks
 from covey.plans.lint import lint_plan
 from covey.plans.manifest import CLIP, Manifest
 from covey.plans.plan import Plan, unpack_plan
@@ -51,7 +52,6 @@ from covey.types.errors import (
     UnauthorizedError,
 )
 from covey.types.tensors import Tensors, TensorSpec, sha256_hex, unpack_tensors
-from covey.wire.framing import encode_update
 from covey.wire.messages import SECURE_STEPS, Abandon, Assignment, BlobRef, CheckIn, ComeBack, Joined, Reported, Taken
 
 __all__ = [
@@ -233,7 +233,9 @@ class Verified:
         """Return the plan that ``ref`` names: the one already known by that hash, else ``data``, verified and linted.
 
         Raises:
-            PlanError: wrong hash, not canonical, a newer schema, an operator outside the list, or an unknown codec.
+            PlanError: wrong hash, not canonical, a newer schema, or an operator outside the list.
+            CompressionSpecError: an unknown codec, or one that secure aggregation cannot sum.
+            MissingExtraError: a codec that needs a package which this device does not have.
             LayoutError: sums that could overflow.
         """
         with self._lock:
@@ -245,7 +247,7 @@ class Verified:
         for index, phase in enumerate(plan.manifest.phases):
             plan.manifest.layout(index)
             for s in phase.segments:
-                codec_named(s.codec)
+                codec_for(s.codec, plan.manifest.privacy.mode, plan.manifest.privacy.n_max)
         with self._lock:
             _keep(self._plans, ref.sha256, plan, self._max_plans)
         return plan
@@ -290,7 +292,8 @@ class Session:
 
         Args:
             policy: what the device's owner accepts.
-            seed: 32 bytes for the order of examples and for dropout; on a device from the operating system.
+            seed: 32 bytes for the order of examples, for dropout and for rounding; on a device from the operating
+                system.
             verified: what this process has already checked.
             randomness: returns that many unpredictable bytes, for keys and masks: the operating system's.
             used_sums: the secure sums that this device took part in; kept from session to session.
@@ -354,17 +357,15 @@ class Session:
         assert self._plan is not None
         manifest, segments = self._plan.manifest, result.segments
         self._trained = (result.num_examples, result.num_steps)
-        if manifest.privacy.noise is not None:
-            clip = hyper_values(manifest, self.assignment.hyper)[CLIP]
-            try:
+        try:
+            if manifest.privacy.noise is not None:
+                clip = hyper_values(manifest, self.assignment.hyper)[CLIP]
                 segments = private_segments(result, manifest.privacy, clip, self._noise)
-            except CoveyError as error:
-                return self._give_up(error.code, error)
-        if self.assignment.mode == "secure":
-            return self._begin_sum(manifest, self.assignment, segments)
-        codecs = {k: codec_named(name) for k, name in manifest.codecs(self.assignment.phase).items()}
-        # A part is encoded and dropped before the next: the update is never held twice.
-        body = encode_update([(k, c.encode(segments.pop(k))) for k, c in codecs.items()])
+            if self.assignment.mode == "secure":
+                return self._begin_sum(manifest, self.assignment, segments)
+            body = encoded_update(manifest, self.assignment, segments, self._seed)
+        except CoveyError as error:
+            return self._give_up(error.code, error)
         self._params = {}
         return self._go(SessionState.REPORTING, SendReport(self.assignment.session, body))
 
@@ -452,23 +453,21 @@ class Session:
         return self._train(self._plan, assignment, self._verified.tensors(assignment.shared, specs, data, "shared"))
 
     def _train(self, plan: Plan, assignment: Assignment, shared: Tensors) -> Effect:
+        shared = {**shared, **trained_masks(plan.manifest, assignment)}
         job = TrainingJob(plan, assignment.phase, self._params, shared, assignment.hyper, self._seed)
         within_s = min(plan.manifest.budget.time_s, assignment.report_within_s)
         return self._go(SessionState.TRAINING, Train(job, within_s))
 
     def _begin_sum(self, manifest: Manifest, assignment: Assignment, values: Segments) -> Effect:
         self._params = {}
-        try:
-            self._secure = SecureReport(
-                manifest,
-                assignment,
-                self._policy.population,
-                values,
-                randomness=self._randomness,
-                used_sums=self._used_sums,
-            )
-        except CoveyError as error:
-            return self._give_up(error.code, error)
+        self._secure = SecureReport(
+            manifest,
+            assignment,
+            self._policy.population,
+            values,
+            randomness=self._randomness,
+            used_sums=self._used_sums,
+        )
         return self._go(SessionState.SECURING, SendStep(assignment.session, "ready", b""))
 
     def _drop_secrets(self) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "CLIP",
     "CLIP_COUNT",
     "SCHEMA_VERSION",
+    "TRAINED",
     "AlgorithmRef",
     "Budget",
     "Eligibility",
@@ -57,6 +58,9 @@ SCHEMA_VERSION = 2
 NOISE_SCHEMA = 2
 """The schema of plans with noise. Unknown fields are ignored, so an older device would train such a plan without a
 clip: the higher number makes it refuse."""
+TRAINED = "trained"
+"""Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
+
 BASE_METRICS = ("examples", "loss", "weight")
 CLIP = "clip"
 """The per-round value that carries the clip where a plan has noise."""
@@ -114,7 +118,7 @@ class SegmentPlan(msgspec.Struct, frozen=True, kw_only=True):
         tensors: specs without the prefix.
         max_delta: the largest magnitude of one coordinate before weighting; an update beyond it is refused.
         weighting: ``examples`` (times min(num_examples, max_weight)) or ``none``.
-        codec: how the reals are encoded on the plain path.
+        codec: how the reals are encoded: a compression spec (docs/compression.md).
     """
 
     name: str
@@ -134,6 +138,10 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
     ``batch_size`` examples make a step, ``epochs`` passes are made over the device's examples, at most ``max_steps``
     steps in all; a chunk holds at most ``chunk_steps`` steps, about one second of work.
+
+    ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, a bool tensor
+    ``trained/<parameter>`` for each tensor of the one segment: the mask that its codec draws from the session's public
+    seed (a structured update). Other parameters do not move.
     """
 
     name: str
@@ -145,6 +153,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int
     max_steps: int
     chunk_steps: int
+    trained_in_place: bool = False
 
 
 class Eligibility(msgspec.Struct, frozen=True, kw_only=True):
@@ -302,11 +311,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             out.append(segment)
         return tuple(out)
 
-    def codecs(self, phase: int) -> dict[str, str]:
-        """Return the name of the codec of each segment of :meth:`layout`, in its order."""
-        own = {s.name: s.codec for s in self.phases[phase].segments}
-        return {s.name: own.get(s.name, "float64") for s in self.layout(phase)}
-
 
 _LEAST_FRACTION_BITS = 8
 """A weighted coordinate is rounded to 1/256 at worst: to 4e-6 of a device's change, at a thousand examples."""
@@ -366,6 +370,11 @@ def _validate(m: Manifest) -> None:
                 all(s.weighting in ("examples", "none") for s in p.segments),
                 f"phases[{i}].weighting",
                 "examples or none",
+            ),
+            (
+                not p.trained_in_place or len(p.segments) == 1,
+                f"phases[{i}].trained_in_place",
+                "one segment, whose codec names the mask",
             ),
             (all(s.max_delta > 0 for s in p.segments), f"phases[{i}].max_delta", "above 0"),
         ]

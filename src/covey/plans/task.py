@@ -85,7 +85,10 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What a plan fixes besides the mathematics. ``max_steps`` None: what ``epochs`` over ``max_examples`` need."""
+    """What a plan fixes besides the mathematics. ``max_steps`` None: what ``epochs`` over ``max_examples`` need.
+
+    ``compression`` is the spec by which every segment is encoded.
+    """
 
     batch_size: int = 10
     epochs: int = 1
@@ -94,6 +97,7 @@ class PlanOptions:
     eval_batch_size: int = 50
     min_examples: int = 1
     max_examples: int = 10_000
+    compression: str = "float32"
     eligibility: Eligibility = field(default_factory=Eligibility)
     budget: Budget = field(default_factory=Budget)
     privacy: PrivacyTerms = field(default_factory=PrivacyTerms)

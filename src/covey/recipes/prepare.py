@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 import covey
+from covey.compression.codec import codec_for, codec_named
 from covey.data.dataset import FederatedDataset
 from covey.plans.manifest import PrivacyTerms
 from covey.plans.plan import Plan, unpack_plan
@@ -53,20 +54,27 @@ def local_half(settings: Settings) -> Local:
     """Return the algorithm's device half for some settings; imports JAX.
 
     Raises:
-        UsageError: no such algorithm or optimizer.
+        UsageError: no such algorithm or optimizer, or a mask that the algorithm cannot train under.
     """
     from covey.algorithms.local.fedavg import fedavg_local
     from covey.algorithms.local.fedsgd import fedsgd_local
+    from covey.algorithms.local.structured import trained_in_place
 
     if settings.algorithm == "fedsgd":
-        return fedsgd_local(server_lr=settings.lr)
-    if settings.algorithm == "fedavg":
-        return fedavg_local(settings.lr, optimizer=settings.optimizer, server_lr=settings.server_lr)
-    raise UsageError("--algorithm", expected="fedavg or fedsgd", got=settings.algorithm)
+        local = fedsgd_local(server_lr=settings.lr)
+    elif settings.algorithm == "fedavg":
+        local = fedavg_local(settings.lr, optimizer=settings.optimizer, server_lr=settings.server_lr)
+    else:
+        raise UsageError("--algorithm", expected="fedavg or fedsgd", got=settings.algorithm)
+    return local if codec_named(settings.compression).mask is None else trained_in_place(local)
 
 
 def plan_options(settings: Settings, privacy: PrivacyTerms, dataset: FederatedDataset) -> PlanOptions:
-    """Return what the plan fixes. B of infinity becomes the largest client's size, padded and masked for the others."""
+    """Return what the plan fixes. B of infinity becomes the largest client's size, padded and masked for the others.
+
+    Raises:
+        CompressionSpecError, MissingExtraError: a compression that cannot be used.
+    """
     batch_size = settings.batch_size
     largest = min(settings.max_examples, max(dataset.num_examples(c) for c in dataset.client_ids))
     if settings.algorithm == "fedsgd":
@@ -80,6 +88,7 @@ def plan_options(settings: Settings, privacy: PrivacyTerms, dataset: FederatedDa
         chunk_steps=settings.chunk_steps,
         eval_batch_size=settings.eval_batch_size,
         max_examples=settings.max_examples,
+        compression=codec_for(settings.compression, privacy.mode, privacy.n_max).text,
         privacy=privacy,
     )
 

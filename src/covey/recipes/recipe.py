@@ -43,6 +43,7 @@ class Settings:
         max_examples: the most examples that a device uses.
         partition: how the data are dealt out; None: the data set's own way.
         num_clients: how many devices there are; None: the data set's own number.
+        compression: how updates are encoded: a spec of docs/compression.md.
         trainer: ``jax`` or ``onnx``.
         chunk_steps: steps in one call of the runtime, about a second of work.
         eval_batch_size: examples in one step of an evaluation.
@@ -59,6 +60,7 @@ class Settings:
     max_examples: int = 10_000
     partition: str | None = None
     num_clients: int | None = None
+    compression: str = "float32"
     trainer: str = "jax"
     chunk_steps: int = 60
     eval_batch_size: int = 100

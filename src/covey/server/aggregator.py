@@ -9,9 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from covey.compression.codec import Codec, codec_named
+from covey.compression.codec import HEADER_CODEC, Codec, codec_for, segment_seed
 from covey.plans.manifest import Manifest
 from covey.server.messages import (
     AbandonArrived,
@@ -26,13 +24,14 @@ from covey.server.messages import (
     ShardClosed,
     coordinator_address,
     device_address,
+    public_seed,
 )
 from covey.types.errors import AlreadyCountedError, CoveyError, RoundClosedError, SessionUnknownError, UpdateRangeError
 from covey.types.segments import HEADER, Segment, SegmentSum
 from covey.wire.framing import decode_update, max_update_bytes
 from covey.wire.messages import Abandoned, Reported
 
-__all__ = ["Aggregator", "body_limits"]
+__all__ = ["Aggregator", "body_limits", "segment_codecs"]
 
 _REMEMBERED = 10_000
 """How many ended sessions are remembered, so that a late device learns why it is late."""
@@ -48,7 +47,19 @@ class _Shard:
 
 def body_limits(manifest: Manifest, phase: int) -> dict[str, int]:
     """Return the parts of an update's body, in order, and the most bytes of each."""
-    return {s.name: _codec(manifest, phase, s.name).max_bytes(s.length) for s in manifest.layout(phase)}
+    codecs = segment_codecs(manifest, phase)
+    return {s.name: codecs[s.name].max_bytes(s.length) for s in manifest.layout(phase)}
+
+
+def segment_codecs(manifest: Manifest, phase: int) -> dict[str, Codec]:
+    """Return the codec of every part of an update's body.
+
+    Raises:
+        CompressionSpecError, MissingExtraError: see :func:`covey.compression.codec.codec_for`.
+    """
+    mode, n_max = manifest.privacy.mode, manifest.privacy.n_max
+    own = {s.name: codec_for(s.codec, mode, n_max) for s in manifest.phases[phase].segments}
+    return {s.name: own.get(s.name, HEADER_CODEC) for s in manifest.layout(phase)}
 
 
 class Aggregator:
@@ -111,7 +122,7 @@ class Aggregator:
             return [Envelope(to, Reply(error))]
         shard.open.discard(message.session)
         try:
-            self._fold(shard, message.body)
+            self._fold(attempt, shard, message)
         except CoveyError as error:
             shard.ended[message.session] = RoundClosedError
             return [Envelope(to, Reply(error)), Envelope(self._to, Lost(attempt, error.code))]
@@ -119,12 +130,14 @@ class Aggregator:
         answer = Reported(counted=True, retry_after_s=self._retry_s)
         return [Envelope(to, Reply(answer)), Envelope(self._to, Counted(attempt, len(message.body)))]
 
-    def _fold(self, shard: _Shard, body: bytes | bytearray | memoryview) -> None:
-        parts = decode_update(body, body_limits(self._manifest, shard.phase))
-        values = {
-            s.name: np.asarray(_codec(self._manifest, shard.phase, s.name).decode(parts[s.name], s.length))
-            for s in shard.total.segments
-        }
+    def _fold(self, attempt: str, shard: _Shard, message: ReportArrived) -> None:
+        codecs, seed = segment_codecs(self._manifest, shard.phase), public_seed(attempt)
+        parts = decode_update(message.body, body_limits(self._manifest, shard.phase))
+        values = {}
+        for s in shard.total.segments:
+            codec = codecs[s.name]
+            public = segment_seed(codec, round_seed=seed, session=message.session, segment=s.name)
+            values[s.name] = codec.decode(parts[s.name], s.length, public)
         _check_header(values[HEADER], self._manifest, shard.total.segments[0])
         shard.total.fold_reals(values)
 
@@ -182,7 +195,3 @@ def _check_header(header: Any, manifest: Manifest, segment: Segment) -> None:
             expected=f"a counter of 1 and a weight in [{least:g}, {manifest.privacy.max_weight}]",
             got="others",
         )
-
-
-def _codec(manifest: Manifest, phase: int, name: str) -> Codec:
-    return codec_named(manifest.codecs(phase)[name])

@@ -34,6 +34,7 @@ from covey.server.messages import (
     WantDevices,
     aggregator_address,
     device_address,
+    public_seed,
     selector_address,
 )
 from covey.server.private import PrivateSums
@@ -251,7 +252,7 @@ class Coordinator:
             shared=shared_ref,
             hyper=dict(self._private.hyper(self._settings.hyper) if self._private else self._settings.hyper),
             mode=self._manifest.privacy.mode,
-            public_seed=sha256_hex(attempt.name.encode()),
+            public_seed=public_seed(attempt.name),
             report_within_s=self._settings.report_timeout_s,
         )
         # Aggregators first: a report must never overtake the message that makes room for it.

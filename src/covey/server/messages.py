@@ -17,6 +17,7 @@ from typing import Any
 
 from covey.types.errors import CoveyError
 from covey.types.segments import SegmentSum
+from covey.types.tensors import sha256_hex
 from covey.wire.messages import Abandoned, Assignment, ComeBack, Joined, Reported, Taken
 
 __all__ = [
@@ -40,8 +41,14 @@ __all__ = [
     "aggregator_address",
     "coordinator_address",
     "device_address",
+    "public_seed",
     "selector_address",
 ]
+
+
+def public_seed(attempt: str) -> str:
+    """Return the public seed of a round, 64 hex digits, from its attempt's unguessable name."""
+    return sha256_hex(attempt.encode())
 
 
 def selector_address(population: str) -> str:

@@ -4,8 +4,10 @@
 
     CoveyError
     ├── UsageError             usage                 what was typed cannot be done (exit code 2)
+    │   ├── PrivacySpecError   privacy_spec          a ``--privacy`` SPEC that cannot be read
+    │   └── CompressionSpecError compression_spec    a spec outside the grammar, or of stages that do not go together
     ├── RecipeError            recipe_failed         a user's own recipe file raised an error
-    │   └── PrivacySpecError   privacy_spec          a ``--privacy`` SPEC that cannot be read
+    ├── MissingExtraError      missing_extra         an optional package that this needs is not installed
     ├── PlanError              plan_invalid
     │   ├── PlanBuildError     plan_build            a task that cannot become a plan
     │   │   ├── UnsupportedPrimitiveError  plan_unsupported_primitive
@@ -72,6 +74,7 @@ __all__ = [
     "BudgetExhaustedError",
     "BusyError",
     "ClipMissingError",
+    "CompressionSpecError",
     "ConsistencyError",
     "CounterError",
     "CoveyError",
@@ -81,6 +84,7 @@ __all__ = [
     "EnrolmentError",
     "ExampleError",
     "LayoutError",
+    "MissingExtraError",
     "NoiseError",
     "NotFoundError",
     "ParityError",
@@ -184,6 +188,18 @@ class PrivacySpecError(UsageError):
     """A ``--privacy`` SPEC that cannot be read; names the near misses."""
 
     code = "privacy_spec"
+
+
+class CompressionSpecError(UsageError):
+    """A compression spec outside the grammar, or of stages that do not go together."""
+
+    code = "compression_spec"
+
+
+class MissingExtraError(CoveyError):
+    """An optional package that this needs is not installed."""
+
+    code = "missing_extra"
 
 
 class PlanError(CoveyError):

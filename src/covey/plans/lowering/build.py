@@ -19,7 +19,7 @@ from covey.plans.lowering.programs import (
     specs,
     stripped,
 )
-from covey.plans.manifest import AlgorithmRef, Manifest, Phase, SegmentPlan
+from covey.plans.manifest import TRAINED, AlgorithmRef, Manifest, Phase, SegmentPlan
 from covey.plans.plan import pack_plan
 from covey.plans.task import Local, PlanOptions, Task
 from covey.types.errors import ParityError, PlanBuildError
@@ -113,18 +113,20 @@ def build_plan(task: Task, local: Local, options: PlanOptions) -> bytes:
 def _manifest(programs: Programs, shapes: _Signature) -> Manifest:
     task, local, options = programs.task, programs.local, shapes.options
     made = jax.eval_shape(programs.finish, shapes.finish())
+    shared = named_leaves(programs.shared, "shared")
     max_steps = options.epochs * -(-options.max_examples // options.batch_size)
     phase = Phase(
         name="train" if local.graph == "train" else "gradient",
         graph=local.graph,
         state=specs(named_leaves(programs.state, "state"), "state"),
-        shared=specs(named_leaves(programs.shared, "shared"), "shared"),
+        shared=specs({k: v for k, v in shared.items() if not _is_mask(k)}, "shared"),
         segments=tuple(
             SegmentPlan(
                 name=name,
                 tensors=specs(stripped(name, made), f"segment {name!r}"),
                 max_delta=bound,
                 weighting=local.weighting[name],
+                codec=options.compression,
             )
             for name, bound in sorted(local.max_delta.items())
         ),
@@ -132,6 +134,7 @@ def _manifest(programs: Programs, shapes: _Signature) -> Manifest:
         epochs=options.epochs,
         max_steps=options.max_steps or max_steps,
         chunk_steps=options.chunk_steps,
+        trained_in_place=any(map(_is_mask, shared)),
     )
     return Manifest(
         task=task.name,
@@ -157,7 +160,7 @@ def _check_parity(programs: Programs, shapes: _Signature, graphs: Mapping[str, b
     task, local = programs.task, programs.local
     rng = np.random.Generator(np.random.Philox(key=0))
     params = prefixed("params", initial_params(task, seed=0))
-    shared = {k: rng.standard_normal(v.shape).astype(v.dtype) for k, v in shapes.tree("shared").items()}
+    shared = {k: _plausible(v, rng) for k, v in shapes.tree("shared").items()}
     where = f"plan {task.name!r}"
 
     def check(name: str, fn: Any, inputs: Arrays) -> None:
@@ -224,6 +227,16 @@ def _fields(
 ) -> dict[str, Any]:
     fields = [f for f in programs.task.examples.fields if role in (None, f.role)]
     return {f.name: random_field(f, (*lead, *f.shape), rng) for f in fields}
+
+
+def _plausible(struct: Any, rng: np.random.Generator) -> Any:
+    if struct.dtype == np.bool_:
+        return rng.random(struct.shape) < 0.5
+    return rng.standard_normal(struct.shape).astype(struct.dtype)
+
+
+def _is_mask(name: str) -> bool:
+    return name.startswith(f"{TRAINED}/")
 
 
 def _check_options(options: PlanOptions) -> None:
