@@ -344,6 +344,20 @@ def test_terms_under_which_nobody_is_hidden_are_refused_before_training():
     )
 
 
+@pytest.mark.parametrize("ring", [{"bound": 1}, {"ring_bits": 24}, {"num_values": 9}])
+def test_a_ring_that_is_not_its_codecs_is_refused_before_training(ring):
+    data = world.secure_plan_bytes(6, 3, "hd|ring:16:6:8", **ring)
+    gives_up(lambda s: run_plan(s, data, mode="secure", public_seed="5e" * 32), "plan_format", "segment 'model': ring")
+
+
+def test_a_codec_that_cannot_be_summed_under_masks_is_refused():
+    base = unpack_plan(world.secure_plan_bytes())
+    phase = base.manifest.phases[0]
+    segment = msgspec.structs.replace(phase.segments[0], codec="hd|eden:2")
+    data = world.changed(base, phases=(msgspec.structs.replace(phase, segments=(segment,)),))
+    gives_up(lambda s: run_plan(s, data, mode="secure", public_seed="5e" * 32), "compression_spec", "can be summed")
+
+
 def test_only_a_secure_plan_is_masked_and_no_plain_plan_passes_for_one():
     offer = {"mode": "secure", "public_seed": "5e" * 32}
     gives_up(lambda s: run_plan(s, world.plan_bytes(), **offer), "plan_refused", "expected plain, as the plan says")

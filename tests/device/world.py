@@ -4,13 +4,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
 from covey.algorithms.local.fedavg import fedavg_local
 from covey.algorithms.local.fedsgd import fedsgd_local
+from covey.compression.codec import codec_named
 from covey.device.policy import OwnerPolicy
 from covey.plans.lowering.build import build_plan, initial_params
-from covey.plans.manifest import ExampleSchema, FieldSpec, PrivacyTerms, Query, SecureTerms
+from covey.plans.manifest import ExampleSchema, FieldSpec, PrivacyTerms, Query, RingPlan, SecureTerms
 from covey.plans.plan import Plan, pack_plan, unpack_plan
 from covey.plans.signing import generate_owner_key, sign_plan
 from covey.plans.task import Out, PlanOptions, Task
@@ -74,12 +76,18 @@ def plan(algorithm: str = "fedavg") -> Plan:
 
 
 @functools.cache
-def secure_plan_bytes(group_size: int = 6, min_cohort: int = 3) -> bytes:
-    """Return the plan in secure mode, for groups of at most ``group_size``."""
+def secure_plan_bytes(group_size: int = 6, min_cohort: int = 3, codec: str = "float32", **ring) -> bytes:
+    """Return the plan in secure mode, for groups of at most ``group_size``; ``ring`` overrides what the codec makes."""
     terms = PrivacyTerms(
         mode="secure", min_cohort=min_cohort, n_max=100, max_weight=20, secure=SecureTerms(group_size=group_size)
     )
-    return changed(plan(), privacy=terms)
+    phase = plan().manifest.phases[0]
+    (segment,) = phase.segments
+    if (named := codec_named(codec)).ring is not None:
+        made = named.ring_segment(segment.name, segment.length)
+        base = {"num_values": made.length, "bound": made.bound, "ring_bits": made.ring_bits, "n_max": made.n_max}
+        segment = msgspec.structs.replace(segment, codec=codec, ring=RingPlan(**{**base, **ring}))
+    return changed(plan(), privacy=terms, phases=(msgspec.structs.replace(phase, segments=(segment,)),))
 
 
 def changed(base: Plan, graphs=None, **fields) -> bytes:

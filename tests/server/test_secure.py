@@ -9,7 +9,9 @@ from device import world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from covey.compression.codec import codec_named, segment_seed
 from covey.device.secure import SecureReport, sum_session
+from covey.device.update import summed_integers
 from covey.plans.plan import unpack_plan
 from covey.server.messages import (
     AbandonArrived,
@@ -24,6 +26,7 @@ from covey.server.messages import (
     StepAwaited,
     coordinator_address,
 )
+from covey.server.opening import opened_reals
 from covey.server.secure import SecureAggregator
 from covey.types.errors import (
     AlreadyCountedError,
@@ -43,8 +46,8 @@ TIMEOUT_S = 30.0
 class Round:
     """One attempt of ``count`` devices: the role, the devices' halves, and what the coordinator was told."""
 
-    def __init__(self, count=6, group_size=6, min_cohort=3, seed=0):
-        self.plan_data = world.secure_plan_bytes(group_size, min_cohort)
+    def __init__(self, count=6, group_size=6, min_cohort=3, seed=0, codec="float32"):
+        self.plan_data = world.secure_plan_bytes(group_size, min_cohort, codec)
         self.manifest = unpack_plan(self.plan_data).manifest
         self.offer = world.assignment(self.plan_data, mode="secure", public_seed=os.urandom(32).hex())
         self.role = SecureAggregator(
@@ -53,15 +56,15 @@ class Round:
         self.now_s, self.told = 0.0, []
         self.sessions = [f"s{i}" for i in range(count)]
         self.values = {s: parts.values(weight=1.0 + i, seed=i) for i, s in enumerate(self.sessions)}
-        self.devices = {
-            s: SecureReport(
-                self.manifest, self.offer, parts.POPULATION, dict(self.values[s]),
-                randomness=os.urandom, used_sums=set(),
-            )
-            for s in self.sessions
-        }  # fmt: skip
+        self.devices = {s: self.device(s, self.offer) for s in self.sessions}
         self.answers = {}
         self.route(self.role.receive(OpenShard("a", 0, tuple(self.sessions), self.offer), 0.0))
+
+    def device(self, session, offer):
+        """Return a device that has trained, and was told ``offer``."""
+        private = bytes([int(session[1:])]) * 32
+        inputs = summed_integers(self.manifest, offer, dict(self.values[session]), private)
+        return SecureReport(self.manifest, offer, parts.POPULATION, inputs, randomness=os.urandom, used_sums=set())
 
     def route(self, envelopes):
         for e in envelopes:
@@ -296,9 +299,7 @@ def test_devices_that_were_told_different_things_are_not_summed(field):
     }[field]
     base = {"plan_data": r.plan_data, "mode": "secure", "public_seed": r.offer.public_seed}
     told = world.assignment(**{**base, **other})
-    r.devices["s0"] = SecureReport(
-        r.manifest, told, parts.POPULATION, dict(r.values["s0"]), randomness=os.urandom, used_sums=set()
-    )
+    r.devices["s0"] = r.device("s0", told)
     for s in r.sessions:
         r.send(s, "ready")
     r.close()
@@ -315,3 +316,39 @@ def test_the_largest_body_is_that_of_a_masked_update():
 def test_messages_print_neither_session_nor_body():
     text = repr(StepArrived("ticket", "secret-session", "mask", b"body"))
     assert "secret-session" not in text and "body" not in text
+
+
+NORM = 8.0  # of a weighted update here: at most 6 times sqrt(8) in magnitude
+
+
+@pytest.mark.parametrize("spec", ["hd|ring:16:12:{}", "hd|ring:32:6:{}:8", "mask:0.5|hd|ring:20:6:{}"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_ring_is_opened_to_the_sum_of_the_updates(spec, groups):
+    r = Round(count=6 * groups, codec=spec.format(NORM * 4))
+    closed = r.play()
+    assert closed.total.num_folded == 6 * groups and closed.reason == ""
+    (plan,) = r.manifest.phases[0].segments
+    got = opened_reals(r.manifest, 0, closed.total, r.offer.public_seed)["model"]
+    want = sum(r.values[s]["model"].astype(np.float64) for s in r.sessions)
+    codec = codec_named(plan.codec)
+    if codec.mask is not None:  # only these were trained
+        seed = segment_seed(codec, round_seed=r.offer.public_seed, session="", segment="model")
+        at = codec.trained_positions(plan.length, seed)
+        kept = np.zeros_like(want)
+        kept[at] = want[at]
+        want = kept
+    # Rounding moves each integer by less than a step; the rotation keeps lengths, so the sum of n devices is off by at
+    # most n steps times sqrt(m) in L2. Nothing is clamped: NORM * 4 at 4 deviations leaves room for any rotation.
+    step = codec.ring.path(codec._shapes(plan.length)[-1][1]).step
+    limit = len(r.sessions) * step * np.sqrt(plan.ring.num_values)
+    assert np.linalg.norm(got - want) <= limit and limit < 0.2 * np.linalg.norm(want)
+    assert closed.bytes_up > 0 and plan.ring.ring_bits == codec.ring.bits
+
+
+def test_a_ring_costs_the_bits_that_it_names():
+    sizes = [
+        sum_session(r.manifest, r.offer, parts.POPULATION, group=0).packed_bytes
+        for r in (Round(codec=f"hd|ring:{bits}:6:8") for bits in (8, 16, 32))
+    ]
+    fixed = sum_session(Round().manifest, Round().offer, parts.POPULATION, group=0).packed_bytes
+    assert sizes == [fixed - 3 * parts.LENGTH, fixed - 2 * parts.LENGTH, fixed]

@@ -31,14 +31,27 @@ class Aggregate:
     segments: Mapping[str, Mapping[str, NDArray[np.float64]]]
 
     @classmethod
-    def opened(cls, total: SegmentSum, phase: PhasePlan, metrics: tuple[str, ...]) -> "Aggregate":
+    def opened(
+        cls,
+        total: SegmentSum,
+        phase: PhasePlan,
+        metrics: tuple[str, ...],
+        reals: Mapping[str, NDArray[np.float64]] | None = None,
+    ) -> "Aggregate":
         """Read a sum as reals.
+
+        Args:
+            total: the sum.
+            phase: of the plan.
+            metrics: their names, in the plan's order.
+            reals: the segments' sums where their integers are not plain fixed point.
 
         Raises:
             LayoutError: the counter is not the number of contributions: keys or shares diverged.
         """
         header = opened_header(total)
-        segments = {s.name: _cut(total.reals(s.name), s.tensors) for s in phase.segments}
+        found = reals if reals is not None else {s.name: total.reals(s.name) for s in phase.segments}
+        segments = {s.name: _cut(found[s.name], s.tensors) for s in phase.segments}
         return cls(total.num_folded, float(header[1]), dict(zip(metrics, header[2:].tolist(), strict=True)), segments)
 
     def means(self) -> dict[str, float]:

@@ -14,7 +14,6 @@ from covey.plans.manifest import Manifest
 from covey.secagg import Mode, Party
 from covey.secagg import Session as SumSession
 from covey.types.errors import StateError
-from covey.types.segments import to_fixed_point
 from covey.wire.messages import SECURE_STEPS, Assignment, Joined
 
 __all__ = ["SecureReport", "sum_session"]
@@ -32,28 +31,24 @@ class SecureReport:
         manifest: Manifest,
         assignment: Assignment,
         population: str,
-        values: dict[str, NDArray[np.floating]],
+        inputs: list[NDArray[np.int64]],
         *,
         randomness: Callable[[int], bytes],
         used_sums: MutableSet[bytes],
     ) -> None:
-        """Turn an update into the integers that are summed.
+        """Hold an update until it can be masked.
 
         Args:
             manifest: of the verified plan; its terms are secure.
             assignment: what this device was assigned and has checked.
             population: whose device this is.
-            values: the update as reals, by segment.
+            inputs: integers for each segment of the plan's layout: :func:`covey.device.update.summed_integers`.
             randomness: returns that many unpredictable bytes: the operating system's.
             used_sums: the sums that this device took part in; this one is added.
-
-        Raises:
-            UpdateNotFiniteError, UpdateRangeError: see :func:`covey.types.segments.to_fixed_point`.
         """
         self._manifest, self._assignment, self._population = manifest, assignment, population
         self._randomness, self._used_sums = randomness, used_sums
-        # A part becomes integers and is dropped before the next: the update is never held twice.
-        self._inputs = [to_fixed_point(values.pop(s.name), s) for s in manifest.layout(assignment.phase)]
+        self._inputs = inputs
         self._party: Party | None = None
 
     def joined(self, message: Joined) -> bytes:

@@ -36,7 +36,7 @@ from covey.device.policy import OwnerPolicy, check_assignment, check_offer
 from covey.device.private import private_segments
 from covey.device.secure import SecureReport, sum_session
 from covey.device.trainer import LocalResult, TrainingJob, hyper_values
-from covey.device.update import encoded_update, trained_masks
+from covey.device.update import check_rings, encoded_update, summed_integers, trained_masks
 from covey.plans.lint import lint_plan
 from covey.plans.manifest import CLIP, Manifest
 from covey.plans.plan import Plan, unpack_plan
@@ -247,7 +247,7 @@ class Verified:
         for index, phase in enumerate(plan.manifest.phases):
             plan.manifest.layout(index)
             for s in phase.segments:
-                codec_for(s.codec, plan.manifest.privacy.mode, plan.manifest.privacy.n_max)
+                codec_for(s.codec, plan.manifest.privacy.mode, plan.manifest.privacy.most_in_sum)
         with self._lock:
             _keep(self._plans, ref.sha256, plan, self._max_plans)
         return plan
@@ -438,6 +438,7 @@ class Session:
             plan = self._verified.plan(assignment.plan, data)
             check_assignment(self._policy, plan, assignment)
             if assignment.mode == "secure":  # before training: a sum that this device would refuse is not worth it
+                check_rings(plan.manifest, assignment.phase)
                 sum_session(plan.manifest, assignment, self._policy.population, group=0)
             self._plan = plan
             return self._go(SessionState.FETCHING_CHECKPOINT, FetchBlob(assignment.checkpoint, "checkpoint"))
@@ -464,7 +465,7 @@ class Session:
             manifest,
             assignment,
             self._policy.population,
-            values,
+            summed_integers(manifest, assignment, values, self._seed),
             randomness=self._randomness,
             used_sums=self._used_sums,
         )

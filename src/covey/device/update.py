@@ -11,11 +11,12 @@ from covey.compression.codec import HEADER_CODEC, Codec, codec_for, segment_seed
 from covey.device.randomness import PrivateStream
 from covey.plans.manifest import TRAINED, Manifest
 from covey.types.errors import PlanFormatError
+from covey.types.segments import to_fixed_point
 from covey.types.tensors import Tensors, TensorSpec, unflatten_tensors
 from covey.wire.framing import encode_update
 from covey.wire.messages import Assignment
 
-__all__ = ["encoded_update", "trained_masks"]
+__all__ = ["check_rings", "encoded_update", "summed_integers", "trained_masks"]
 
 
 def encoded_update(
@@ -32,14 +33,61 @@ def encoded_update(
     Raises:
         UpdateNotFiniteError: a NaN or an infinity.
     """
-    terms = manifest.privacy
-    own = {s.name: codec_for(s.codec, terms.mode, terms.n_max) for s in manifest.phases[assignment.phase].segments}
+    own = _own_codecs(manifest, assignment.phase)
     parts = []
     for name in (s.name for s in manifest.layout(assignment.phase)):
         codec = own.get(name, HEADER_CODEC)
         rounding = PrivateStream(seed, f"rounding/{name}")
         parts.append((name, codec.encode(values.pop(name), _public(codec, assignment, name), rounding)))
     return encode_update(parts)
+
+
+def summed_integers(
+    manifest: Manifest, assignment: Assignment, values: dict[str, NDArray[np.floating]], seed: bytes
+) -> list[NDArray[np.int64]]:
+    """Return what is masked in secure mode: integers for each segment of the layout, in its order.
+
+    By the ring of the segment's codec where it has one, else in the segment's fixed point. ``values`` is emptied on the
+    way, so that no update is held twice.
+
+    Args:
+        manifest: the plan's.
+        assignment: what the session was told.
+        values: the update as reals, by segment.
+        seed: the session's private 32 bytes, for rounding.
+
+    Raises:
+        UpdateNotFiniteError, UpdateRangeError: what may not be summed.
+    """
+    codecs = _own_codecs(manifest, assignment.phase)
+    out = []
+    for s in manifest.layout(assignment.phase):
+        codec, reals = codecs.get(s.name, HEADER_CODEC), values.pop(s.name)
+        if codec.ring is None:
+            out.append(to_fixed_point(reals, s))
+        else:
+            rounding = PrivateStream(seed, f"rounding/{s.name}")
+            out.append(codec.to_ring(reals, _public(codec, assignment, s.name), rounding))
+    return out
+
+
+def check_rings(manifest: Manifest, phase: int) -> None:
+    """Raise unless the integers that a secure plan declares are those that its codecs make.
+
+    Raises:
+        PlanFormatError: a ring of another size than its codec's, or one where there should be none.
+        CompressionSpecError, MissingExtraError: see :func:`covey.compression.codec.codec_for`.
+    """
+    codecs = _own_codecs(manifest, phase)
+    for declared, s in zip(manifest.layout(phase)[1:], manifest.phases[phase].segments, strict=False):
+        codec = codecs[s.name]
+        if (codec.ring is None) != (s.ring is None) or (
+            codec.ring is not None and codec.ring_segment(s.name, s.length) != declared
+        ):
+            raise PlanFormatError(
+                f"plan: segment {s.name!r}: ring", expected=f"what its codec {s.codec!r} makes", got="another",
+                hint="build the plan anew",
+            )  # fmt: skip
 
 
 def trained_masks(manifest: Manifest, assignment: Assignment) -> Tensors:
@@ -52,7 +100,7 @@ def trained_masks(manifest: Manifest, assignment: Assignment) -> Tensors:
     if not phase.trained_in_place:
         return {}
     (segment,) = phase.segments
-    codec = codec_for(segment.codec, manifest.privacy.mode, manifest.privacy.n_max)
+    codec = codec_for(segment.codec, manifest.privacy.mode, manifest.privacy.most_in_sum)
     at = codec.trained_positions(segment.length, _public(codec, assignment, segment.name))
     if at is None:
         raise PlanFormatError("phase: trained_in_place", expected="a codec mask:P|...", got=segment.codec)
@@ -61,6 +109,11 @@ def trained_masks(manifest: Manifest, assignment: Assignment) -> Tensors:
     return unflatten_tensors(
         trained, tuple(TensorSpec(f"{TRAINED}/{t.name}", t.shape, "bool") for t in segment.tensors)
     )
+
+
+def _own_codecs(manifest: Manifest, phase: int) -> dict[str, Codec]:
+    terms = manifest.privacy
+    return {s.name: codec_for(s.codec, terms.mode, terms.most_in_sum) for s in manifest.phases[phase].segments}
 
 
 def _public(codec: Codec, assignment: Assignment, segment: str) -> bytes:

@@ -47,6 +47,7 @@ __all__ = [
     "Phase",
     "PrivacyTerms",
     "Query",
+    "RingPlan",
     "SecureTerms",
     "SegmentPlan",
     "decode_manifest",
@@ -110,6 +111,19 @@ class HyperBound(msgspec.Struct, frozen=True, kw_only=True):
     high: float
 
 
+class RingPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """What a codec with a ring makes of a segment in secure mode: the integers that are masked and summed.
+
+    It follows from the codec; it stands here too, so that a plan's layout can be read without the codec, and a device
+    checks that both agree.
+    """
+
+    num_values: int
+    bound: int
+    ring_bits: int
+    n_max: int
+
+
 class SegmentPlan(msgspec.Struct, frozen=True, kw_only=True):
     """A segment of the update: these tensors, flattened in canonical order, times the weight, as reals.
 
@@ -119,6 +133,7 @@ class SegmentPlan(msgspec.Struct, frozen=True, kw_only=True):
         max_delta: the largest magnitude of one coordinate before weighting; an update beyond it is refused.
         weighting: ``examples`` (times min(num_examples, max_weight)) or ``none``.
         codec: how the reals are encoded: a compression spec (docs/compression.md).
+        ring: in secure mode, the integers of a codec with a ring; None: the reals in fixed point.
     """
 
     name: str
@@ -126,6 +141,7 @@ class SegmentPlan(msgspec.Struct, frozen=True, kw_only=True):
     max_delta: float
     weighting: str = "examples"
     codec: str = "float32"
+    ring: RingPlan | None = None
 
     @property
     def length(self) -> int:
@@ -245,6 +261,11 @@ class PrivacyTerms(msgspec.Struct, frozen=True, kw_only=True):
     secure: SecureTerms | None = None
     noise: NoiseTerms | None = None
 
+    @property
+    def most_in_sum(self) -> int:
+        """The most devices in one opened sum: of a group in secure mode, of the whole cohort in plain mode."""
+        return self.secure.group_size if self.secure else self.n_max
+
 
 class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True):
     """The algorithm whose server half applies the aggregate, and its settings, for example ``server_lr``."""
@@ -287,7 +308,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             LayoutError: a sum over ``n_max`` devices could wrap, or a ring leaves too little room behind the point.
         """
         terms, noise = self.privacy, self.privacy.noise
-        n_max = terms.secure.group_size if terms.secure else terms.n_max
+        n_max = terms.most_in_sum
         ring_bits = terms.secure.ring_bits if terms.secure else 64
         out = [header_segment(len(self.metrics), n_max)]
         if noise is not None:
@@ -299,6 +320,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                 out.append(Segment(CLIP_COUNT, 1, noise.count_bound + 1, n_max))
             return tuple(out)
         for s in self.phases[phase].segments:
+            if terms.secure and (ring := s.ring) is not None:
+                out.append(Segment(s.name, ring.num_values, ring.bound, ring.n_max, ring_bits=ring.ring_bits))
+                continue
             weight = terms.max_weight if s.weighting == "examples" else 1
             segment = real_segment(s.name, s.length, s.max_delta * weight, n_max, ring_bits)
             if segment.fraction_bits < _LEAST_FRACTION_BITS:

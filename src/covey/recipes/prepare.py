@@ -15,11 +15,13 @@ from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
+import msgspec
+
 import covey
 from covey.compression.codec import codec_for, codec_named
 from covey.data.dataset import FederatedDataset
-from covey.plans.manifest import PrivacyTerms
-from covey.plans.plan import Plan, unpack_plan
+from covey.plans.manifest import PrivacyTerms, RingPlan, SegmentPlan
+from covey.plans.plan import Plan, pack_plan, unpack_plan
 from covey.plans.task import Local, PlanOptions
 from covey.recipes.recipe import Recipe, Settings, recipe_source
 from covey.types.errors import CoveyError, UsageError
@@ -88,7 +90,7 @@ def plan_options(settings: Settings, privacy: PrivacyTerms, dataset: FederatedDa
         chunk_steps=settings.chunk_steps,
         eval_batch_size=settings.eval_batch_size,
         max_examples=settings.max_examples,
-        compression=codec_for(settings.compression, privacy.mode, privacy.n_max).text,
+        compression=codec_for(settings.compression, privacy.mode, privacy.most_in_sum).text,
         privacy=privacy,
     )
 
@@ -132,13 +134,32 @@ def prepare(
     task = recipe.task()
     if task.examples != recipe.examples:
         raise UsageError(f"recipe {source}", expected="one schema in the recipe and in its task", got="two")
-    plan = build_plan(task, local_half(settings), options)
+    plan = _with_rings(build_plan(task, local_half(settings), options))
     checkpoint = pack_tensors(initial_params(task, seed), unpack_plan(plan).manifest.params)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / f"{name}.params", checkpoint)
         _write(folder / f"{name}.covey", plan)
     return Prepared(plan, checkpoint, False)
+
+
+def _with_rings(data: bytes) -> bytes:
+    """Return a secure plan with the integers that its codecs make written into it; another as it is."""
+    plan = unpack_plan(data)
+    terms = plan.manifest.privacy
+    if terms.mode != "secure":
+        return data
+
+    def with_ring(segment: SegmentPlan) -> SegmentPlan:
+        codec = codec_for(segment.codec, terms.mode, terms.most_in_sum)
+        if codec.ring is None:
+            return segment
+        made = codec.ring_segment(segment.name, segment.length)
+        ring = RingPlan(num_values=made.length, bound=made.bound, ring_bits=made.ring_bits, n_max=made.n_max)
+        return msgspec.structs.replace(segment, ring=ring)
+
+    phases = tuple(msgspec.structs.replace(p, segments=tuple(map(with_ring, p.segments))) for p in plan.manifest.phases)
+    return pack_plan(msgspec.structs.replace(plan.manifest, phases=phases), plan.graphs)
 
 
 def _cache_dir() -> Path:

@@ -57,7 +57,7 @@ def segment_codecs(manifest: Manifest, phase: int) -> dict[str, Codec]:
     Raises:
         CompressionSpecError, MissingExtraError: see :func:`covey.compression.codec.codec_for`.
     """
-    mode, n_max = manifest.privacy.mode, manifest.privacy.n_max
+    mode, n_max = manifest.privacy.mode, manifest.privacy.most_in_sum
     own = {s.name: codec_for(s.codec, mode, n_max) for s in manifest.phases[phase].segments}
     return {s.name: own.get(s.name, HEADER_CODEC) for s in manifest.layout(phase)}
 

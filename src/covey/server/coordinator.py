@@ -37,6 +37,7 @@ from covey.server.messages import (
     public_seed,
     selector_address,
 )
+from covey.server.opening import opened_reals
 from covey.server.private import PrivateSums
 from covey.server.settings import RoundSettings, check_settings
 from covey.storage.interface import PopulationRecord, Storage, decode_named, encode_named
@@ -314,7 +315,8 @@ class Coordinator:
             if self._manifest.privacy.mode == "secure":  # charged when the shards were closed
                 return self._private.read(total, attempt.phase)
             return self._private.open(self._storage, total, attempt.phase, self.round + 1, attempt.name)
-        aggregate = Aggregate.opened(total, self._manifest.phases[attempt.phase], self._manifest.metrics)
+        reals = opened_reals(self._manifest, attempt.phase, total, public_seed(attempt.name))
+        aggregate = Aggregate.opened(total, self._manifest.phases[attempt.phase], self._manifest.metrics, reals)
         total.clear()
         return aggregate
 
