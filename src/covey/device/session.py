@@ -59,6 +59,7 @@ __all__ = [
     "TIME_IS_UP",
     "Train",
     "Verified",
+    "WITHHELD",
     "Waiting",
 ]
 
@@ -67,6 +68,9 @@ CONDITION_LAPSED = "condition_lapsed"
 
 TIME_IS_UP = "time_is_up"
 """The reason that a device gives when the plan's time budget, or the round's deadline, has passed."""
+
+WITHHELD = "withheld"
+"""The reason that a device gives in place of an error of training where the plan has noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,8 +331,11 @@ class Session:
 
     def _give_up(self, reason: str, error: CoveyError | None) -> Effect:
         assert self.assignment is not None
+        private = self._plan is not None and self._plan.manifest.privacy.noise is not None
+        # What failed in training depends on the examples: under differential privacy nobody is told without noise.
+        told = WITHHELD if private and error is not None and self.state is SessionState.TRAINING else reason
         self._outcome, self._params = GaveUp(reason, error), {}
-        return self._go(SessionState.ABANDONING, SendAbandon(self.assignment.session, Abandon(reason=reason)))
+        return self._go(SessionState.ABANDONING, SendAbandon(self.assignment.session, Abandon(reason=told)))
 
     def _finish(self, outcome: Outcome) -> Effect:
         self._outcome, self._params, self._plan = outcome, {}, None
