@@ -16,7 +16,7 @@ from covey.privacy.spec import Setting, parse_spec
 from covey.recipes.prepare import Prepared
 from covey.recipes.private import with_privacy
 from covey.server.aggregator import body_limits
-from covey.types.errors import LayoutError, PlanFormatError, SeededNoiseError
+from covey.types.errors import LayoutError, PlanFormatError, SeededNoiseError, TrainingError
 from covey.types.segments import HEADER
 from covey.wire.framing import decode_update
 
@@ -132,6 +132,20 @@ def test_injected_noise_is_refused_outside_simulation():
     with pytest.raises(SeededNoiseError, match="session"):
         Session(world.policy(), seed=SEED, noise=source(private=False))
     Session(world.policy(privacy=SIMULATED), seed=SEED, noise=source(private=False))
+
+
+@pytest.mark.parametrize("spec, told", [("gaussian:clip=1,noise=1", "withheld"), (None, "training_not_finite")])
+def test_why_training_failed_is_not_told_without_noise(spec, told):
+    plan = world.plan_bytes() if spec is None else private_plan(spec)
+    session = Session(world.policy(privacy=SIMULATED), seed=SEED, noise=source())
+    session.start()
+    session.answered(world.assignment(plan))
+    session.fetched(plan)
+    assert isinstance(session.fetched(world.checkpoint()), Train)
+    effect = session.failed(TrainingError("loss", expected="finite values", got="a NaN"))
+    assert isinstance(effect, SendAbandon) and effect.message.reason == told
+    session.abandoned()
+    assert session.outcome.reason == "training_not_finite"  # the device itself knows
 
 
 def test_the_agent_draws_its_noise_from_the_operating_system():

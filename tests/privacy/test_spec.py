@@ -95,6 +95,11 @@ def test_units_are_the_finest_that_the_ring_holds():
         parse_spec("discrete-gaussian:clip=1,noise=1,bits=12").resolve(SETTING)
 
 
+def test_units_that_float32_cannot_carry_are_refused():
+    with pytest.raises(NoiseError, match="below 16777216 units"):
+        parse_spec(f"gaussian:clip=1,noise=1,units={1 << 24}").resolve(SETTING)
+
+
 def test_delta_of_one_over_the_population_is_refused():
     with pytest.raises(DeltaError, match="1/10000"):
         parse_spec("gaussian:clip=1,noise=1,delta=1e-4").resolve(SETTING)

@@ -206,6 +206,15 @@ def test_rounds_carry_the_clip_and_a_restart_goes_on_with_it():
     assert play(again, manifest, long)[0].hyper["clip"] == role._private.clip
 
 
+def test_a_stored_clip_stays_within_the_bounds_of_a_new_plan():
+    plan = private_plan("gaussian:clip=0.5,noise=1")
+    storage = stored(plan)
+    sums, _ = private_sums(plan, storage)
+    extra = {"privacy.clip": np.array(7.0), "momentum": np.ones(2, np.float32)}
+    assert list(sums.begin(storage, {}, extra)) == ["momentum"]
+    assert sums.clip == 0.5  # fixed now, whatever an adapting plan had come to
+
+
 def test_the_model_moves_by_the_clipped_mean_over_the_denominator():
     plan = private_plan("gaussian:clip=2,noise=0.0005")
     storage, manifest = stored(plan), unpack_plan(plan).manifest

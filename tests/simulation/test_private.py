@@ -3,13 +3,16 @@
 import dataclasses
 
 import msgspec
+import numpy as np
 import pytest
+from scipy import stats
 
 from covey.plans.plan import unpack_plan
 from covey.recipes.recipe import load_recipe
 from covey.simulation.rest import Rest
 from covey.simulation.run import Progress, SimulationOptions, simulate
 from covey.types.errors import BudgetExhaustedError, ClipMissingError, PrivacySpecError, UsageError
+from covey.types.tensors import unpack_tensors
 
 SPECS = [
     "gaussian:clip=1,noise=0.3",
@@ -43,6 +46,30 @@ def test_noise_depends_on_the_seed_and_is_really_there(tiny):
 def test_tiny_noise_and_a_wide_clip_are_federated_averaging_with_uniform_weights(tiny):
     report = run(tiny, "gaussian:clip=100,noise=0.001", rounds=6)
     assert report.rounds[-1].accuracy > 0.6  # three blobs; a third by guessing
+
+
+@pytest.mark.parametrize("kind, shares", [("gaussian", 1), ("discrete-gaussian", 5 / 4), ("skellam", 5 / 4)])
+def test_the_model_carries_exactly_the_promised_noise(tiny, tmp_path, kind, shares):
+    """From the device's encoder to the committed checkpoint: clip 1e-5 leaves noise of sigma 100 * 1e-5 and no more."""
+    first = first_params(tiny)
+    squares, count = 0.0, 0
+    for seed in range(4):
+        run(tiny, f"{kind}:clip=1e-5,noise=100", rounds=1, seed=seed, out=tmp_path / str(seed))
+        specs = unpack_plan((tmp_path / str(seed) / "plan.covey").read_bytes()).manifest.params
+        after = unpack_tensors(specs, (tmp_path / str(seed) / "checkpoint.params").read_bytes())
+        before = first(seed)
+        for name in after:
+            # Five devices came, four were promised: five shares of four. The mean is over the goal, five.
+            step = (np.asarray(after[name], float) - before[name]) * 5 / (1e-3 * shares**0.5)
+            squares, count = squares + float((step**2).sum()), count + step.size
+    # A chi-square of 60; the five clipped updates add at most (5 * 1e-5 / 1e-3)² = 0.0025 a round to it.
+    assert stats.chi2.ppf(1e-5, count) < squares < stats.chi2.isf(1e-5, count)
+
+
+def first_params(tiny):
+    from covey.plans.lowering.build import initial_params
+
+    return lambda seed: initial_params(load_recipe(tiny).task(), seed)
 
 
 def test_much_noise_destroys_the_model(tiny):

@@ -21,29 +21,24 @@ once, and a retry sends the identical bytes (a second encoding under one mask wo
 """
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, MutableSet
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from covey.compression.codec import codec_for
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
 from covey.device.private import private_segments
 from covey.device.secure import SecureReport, sum_session
 from covey.device.trainer import LocalResult, TrainingJob, hyper_values
 from covey.device.update import check_rings, encoded_update, summed_integers, trained_masks
-from covey.plans.lint import lint_plan
+from covey.device.verified import Verified
 from covey.plans.manifest import CLIP, Manifest
-from covey.plans.plan import Plan, unpack_plan
+from covey.plans.plan import Plan
 from covey.privacy.randomness import Randomness, refuse_seeded
 from covey.types.errors import (
     AlreadyCountedError,
-    BlobHashError,
     BusyError,
     CoveyError,
     SessionError,
@@ -51,7 +46,7 @@ from covey.types.errors import (
     TransportError,
     UnauthorizedError,
 )
-from covey.types.tensors import Tensors, TensorSpec, sha256_hex, unpack_tensors
+from covey.types.tensors import Tensors
 from covey.wire.messages import SECURE_STEPS, Abandon, Assignment, BlobRef, CheckIn, ComeBack, Joined, Reported, Taken
 
 __all__ = [
@@ -73,10 +68,10 @@ __all__ = [
     "TIME_IS_UP",
     "Train",
     "Verified",
+    "WITHHELD",
     "Waiting",
 ]
 
-T = TypeVar("T")
 Segments = dict[str, NDArray[np.floating]]
 
 CONDITION_LAPSED = "condition_lapsed"
@@ -84,6 +79,9 @@ CONDITION_LAPSED = "condition_lapsed"
 
 TIME_IS_UP = "time_is_up"
 """The reason that a device gives when the plan's time budget, or the round's deadline, has passed."""
+
+WITHHELD = "withheld"
+"""The reason that a device gives in place of an error of training where the plan has noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,69 +208,6 @@ class SessionState(Enum):
 
 _SUMMING = (SessionState.REPORTING, SessionState.SECURING, SessionState.AWAITING)
 _FETCHING = (SessionState.FETCHING_PLAN, SessionState.FETCHING_CHECKPOINT, SessionState.FETCHING_SHARED)
-
-
-class Verified:
-    """Plans and tensors that passed their checks in this process, by hash, so that they are checked once.
-
-    Safe to share between threads.
-
-    Args:
-        max_tensors: how many unpacked checkpoints to keep; 0 on a device, where each serves one session and memory is
-            dear; a simulation shares one checkpoint among a cohort.
-    """
-
-    def __init__(self, *, max_plans: int = 4, max_tensors: int = 0) -> None:
-        self._lock = threading.Lock()
-        self._max_plans = max_plans
-        self._max_tensors = max_tensors
-        self._plans: OrderedDict[str, Plan] = OrderedDict()
-        self._tensors: OrderedDict[str, Tensors] = OrderedDict()
-
-    def plan(self, ref: BlobRef, data: bytes) -> Plan:
-        """Return the plan that ``ref`` names: the one already known by that hash, else ``data``, verified and linted.
-
-        Raises:
-            PlanError: wrong hash, not canonical, a newer schema, or an operator outside the list.
-            CompressionSpecError: an unknown codec, or one that secure aggregation cannot sum.
-            MissingExtraError: a codec that needs a package which this device does not have.
-            LayoutError: sums that could overflow.
-        """
-        with self._lock:
-            known = self._plans.get(ref.sha256)
-        if known is not None:
-            return known
-        plan = unpack_plan(data, expected_hash=ref.sha256)
-        lint_plan(plan)
-        for index, phase in enumerate(plan.manifest.phases):
-            plan.manifest.layout(index)
-            for s in phase.segments:
-                codec_for(s.codec, plan.manifest.privacy.mode, plan.manifest.privacy.most_in_sum)
-        with self._lock:
-            _keep(self._plans, ref.sha256, plan, self._max_plans)
-        return plan
-
-    def tensors(self, ref: BlobRef, specs: tuple[TensorSpec, ...], data: bytes, where: str) -> Tensors:
-        """Return the tensors that ``ref`` names: views into ``data`` where they are not already known.
-
-        Raises:
-            BlobHashError: ``data`` is not what its name says.
-            LayoutError: not as many bytes as the specs need.
-        """
-        with self._lock:
-            known = self._tensors.get(ref.sha256)
-        if known is not None:
-            return known
-        digest = sha256_hex(data)
-        if digest != ref.sha256:
-            raise BlobHashError(where, expected=f"sha256 {ref.sha256[:12]}…", got=f"{digest[:12]}…", hint=_AGAIN)
-        tensors = unpack_tensors(specs, data)
-        with self._lock:
-            _keep(self._tensors, ref.sha256, tensors, self._max_tensors)
-        return tensors
-
-
-_AGAIN = "nothing was kept; it will be fetched again"
 
 
 class Session:
@@ -482,9 +417,12 @@ class Session:
 
     def _give_up(self, reason: str, error: CoveyError | None) -> Effect:
         assert self.assignment is not None
+        private = self._plan is not None and self._plan.manifest.privacy.noise is not None
+        # What failed in training depends on the examples: under differential privacy nobody is told without noise.
+        told = WITHHELD if private and error is not None and self.state is SessionState.TRAINING else reason
         self._outcome, self._params = GaveUp(reason, error), {}
         self._drop_secrets()
-        return self._go(SessionState.ABANDONING, SendAbandon(self.assignment.session, Abandon(reason=reason)))
+        return self._go(SessionState.ABANDONING, SendAbandon(self.assignment.session, Abandon(reason=told)))
 
     def _finish(self, outcome: Outcome) -> Effect:
         self._outcome, self._params, self._plan = outcome, {}, None
@@ -499,9 +437,3 @@ class Session:
         if self.state not in states:
             expected = " or ".join(s.value for s in states)
             raise StateError("session", expected=f"a call in {expected}", got=f"one in {self.state.value}")
-
-
-def _keep(known: "OrderedDict[str, T]", name: str, value: T, at_most: int) -> None:
-    known[name] = value
-    while len(known) > at_most:
-        known.popitem(last=False)

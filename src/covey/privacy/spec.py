@@ -90,6 +90,13 @@ class Spec:
 
             mechanism = self._fitted(first.with_noise(solve_noise(epsilon_at, target)), setting)
         mechanism.check()
+        if mechanism.coordinate_bound() >= _MOST_ON_THE_WIRE:
+            raise NoiseError(
+                "units",
+                expected=f"contributions below {_MOST_ON_THE_WIRE} units, noise included",
+                got=str(mechanism.coordinate_bound()),
+                hint="fewer units to the clip, or less noise of each device",
+            )
         return mechanism
 
     def _mechanism(self, setting: Setting) -> Mechanism:

@@ -33,6 +33,8 @@ def with_privacy(prepared: Prepared, spec: Spec, setting: Setting) -> tuple[Prep
     manifest = prepared.plan.manifest
     if spec.kind == "tree" and len(manifest.phases) > 1:
         raise PrivacyError("--privacy: tree", expected="an algorithm with one phase", got=str(len(manifest.phases)))
+    if any(h.name == CLIP for h in manifest.hyper):
+        raise PrivacyError("--privacy", expected=f"a task without a per-round value {CLIP!r} of its own", got="one")
     mechanism = spec.resolve(dataclasses.replace(setting, dim=model_dim(manifest)))
     fields = {f.name: getattr(mechanism, f.name) for f in dataclasses.fields(mechanism) if f.name != "min_survivors"}
     noise = NoiseTerms(

@@ -126,9 +126,7 @@ class Coordinator:
         self._private: PrivateSums | None = None
         if manifest.privacy.noise is not None:
             self._private = PrivateSums(record, manifest, noise, simulated=simulated)
-            extra = self._private.restore(extra)
-            self._private.check_affordable(storage)
-            self._private.hyper(settings.hyper)
+            extra = self._private.begin(storage, settings.hyper, extra)
         self._server_state = ServerState(params, extra)
         self._next_state = self._server_state
         self._plan = BlobRef(

@@ -72,10 +72,27 @@ class PrivateSums:
             raise UsageError(f"round: hyper.{CLIP}", expected="no value: the plan and its rounds set it", got="one")
         return {**hyper, CLIP: self.clip}
 
-    def restore(self, extra: Tensors) -> Tensors:
-        """Take the clip out of what was stored with the last round; return the rest, the algorithm's own."""
+    def begin(self, storage: Storage, hyper: Mapping[str, float], extra: Tensors) -> Tensors:
+        """Take up where the last round ended.
+
+        Args:
+            storage: with the population's ledger.
+            hyper: the settings' per-round values.
+            extra: what was stored with the last round; the clip is taken out of it.
+
+        Returns:
+            the rest of ``extra``, the algorithm's own.
+
+        Raises:
+            BudgetExhaustedError: the population has spent what it may: there is nothing to begin.
+            UsageError: the settings name a clip themselves.
+        """
+        self.check_affordable(storage)
+        self.hyper(hyper)
         if _CLIP_STATE in extra:
-            self.clip = float(extra[_CLIP_STATE].item())
+            # A former plan may have had other bounds, or an adapting clip where this one's is fixed.
+            stored = float(extra[_CLIP_STATE].item())
+            self.clip = min(max(stored, self.mechanism.clip_low), self.mechanism.clip_high)
         return {k: v for k, v in extra.items() if k != _CLIP_STATE}
 
     def state(self, extra: Tensors) -> Tensors:

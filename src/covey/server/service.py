@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from covey.plans.manifest import Manifest
 from covey.plans.plan import unpack_plan
 from covey.privacy.randomness import AesCtr
 from covey.server.aggregator import Aggregator
@@ -111,15 +112,7 @@ class Service:
         self.config = config
         self.now_s = now_s
         self.mode = manifest.privacy.mode
-        self.coordinator = Coordinator(
-            record,
-            manifest,
-            storage,
-            settings,
-            new_token=_token,
-            num_shards=config.num_shards,
-            noise=AesCtr(os.urandom(32), private=True),
-        )
+        self.coordinator = _coordinator(record, manifest, storage, settings, config.num_shards)
         waiting = SelectorSettings(config.poll_s, config.retry_s, config.max_waiting)
         self.selector = Selector(population, waiting, random.SystemRandom())
         self._engine = Engine(
@@ -376,6 +369,13 @@ _REMEMBERED_SESSIONS = 1_000_000
 
 def _nothing() -> None:
     pass
+
+
+def _coordinator(
+    record: PopulationRecord, manifest: Manifest, storage: Storage, settings: RoundSettings, num_shards: int
+) -> Coordinator:
+    noise = AesCtr(os.urandom(32), private=True)
+    return Coordinator(record, manifest, storage, settings, new_token=_token, num_shards=num_shards, noise=noise)
 
 
 def _token() -> str:

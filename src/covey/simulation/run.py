@@ -11,20 +11,18 @@ import msgspec
 from covey.data.dataset import FederatedDataset
 from covey.device.files import storage_errors
 from covey.plans.manifest import PrivacyTerms
-from covey.privacy.guarantee import Guarantee, guarantee_of
-from covey.privacy.mechanism import Mechanism
-from covey.privacy.spec import Setting, Spec, parse_spec
+from covey.privacy.guarantee import Guarantee
 from covey.recipes.prepare import Prepared, prepare
-from covey.recipes.private import model_dim, with_privacy
 from covey.recipes.recipe import Recipe, Settings, load_recipe
 from covey.server.coordinator import RoundSettings
 from covey.simulation.federation import Federation, owner_key, public_bytes
-from covey.simulation.messages import POPULATION, Evaluate, Setup
+from covey.simulation.messages import Evaluate, Setup
 from covey.simulation.pool import WorkerPool, available_cores
 from covey.simulation.population import DevicePopulation
+from covey.simulation.promise import Promise, promised
 from covey.simulation.report import RoundRow, RunReport, accuracy_and_loss, versions
 from covey.simulation.target import target_round
-from covey.types.errors import BudgetExhaustedError, UsageError
+from covey.types.errors import UsageError
 from covey.types.tensors import sha256_hex
 
 __all__ = ["Progress", "SimulationOptions", "simulate"]
@@ -98,6 +96,7 @@ def simulate(
         UsageError: settings or options that cannot work.
         DatasetMissingError: the recipe's data are not on this machine.
         PlanBuildError: the recipe's task cannot become a plan.
+        PrivacyError: a promise that cannot be kept, or beyond its budget.
         TrainingError: training diverged; names the round and the cause.
     """
     started_s = time.monotonic()
@@ -109,13 +108,10 @@ def simulate(
     terms = PrivacyTerms(min_cohort=1, n_max=max(10_000, rounds.num_selected))
     built = _built_with(recipe, settings)
     prepared = prepare(recipe, source, built, terms, dataset, seed=options.seed, on_build=progress.building)
-    guarantee = None
-    spec = None if options.privacy is None else parse_spec(options.privacy)
-    if spec is not None:
-        prepared, mechanism = _with_privacy(prepared, spec, rounds, options, len(dataset.client_ids))
-        guarantee = guarantee_of(mechanism, model_dim(prepared.plan.manifest), _num_rounds(options), private=False)
-        _check_budget(guarantee, mechanism)
-        progress.promised(guarantee)
+    num_devices = len(dataset.client_ids)
+    prepared, promise = promised(prepared, options.privacy, rounds, _num_rounds(options), num_devices)
+    if promise is not None:
+        progress.promised(promise.before())
     if settings.algorithm == "fedavg":
         rounds = dataclasses.replace(rounds, hyper={"lr": settings.lr})
     num_workers = available_cores() if options.workers is None else options.workers
@@ -138,62 +134,9 @@ def simulate(
             on_session=progress.session,
         )
         rows = _run(federation, pool, options, held_out, progress, run_dir, started_s)
-        if guarantee is not None:
-            # A run that reached its target early, or that charged abandoned rounds, has spent another sum.
-            opened = len({(c.round, c.attempt, c.phase) for c in federation.storage.privacy_charges(POPULATION)})
-            sums = mechanism.num_rounds if mechanism.kind == "tree" else opened
-            guarantee = guarantee_of(mechanism, model_dim(prepared.plan.manifest), sums, private=False)
-        report = _report(source, settings, options, prepared, federation, rows, started_s)
-        report = msgspec.structs.replace(report, privacy=guarantee)
+        report = _report(source, settings, options, prepared, federation, rows, started_s, promise)
         run_dir.finish(report, federation.checkpoint)
     return report
-
-
-def _with_privacy(
-    prepared: Prepared, spec: Spec, rounds: RoundSettings, options: SimulationOptions, num_devices: int
-) -> tuple[Prepared, Mechanism]:
-    setting = Setting(
-        cohort=rounds.goal,
-        min_survivors=rounds.at_least,
-        num_selected=rounds.num_selected,
-        rounds=_num_rounds(options),
-        population=num_devices,
-        dim=0,
-    )
-    prepared, mechanism = with_privacy(prepared, spec, setting)
-    if mechanism.min_survivors > rounds.at_least:
-        raise UsageError(
-            "--privacy: min_survivors",
-            expected=f"at most {rounds.at_least}, the fewest reports that commit a round",
-            got=str(mechanism.min_survivors),
-        )
-    if mechanism.kind == "tree":
-        _check_rest(mechanism, rounds, num_devices)
-    return prepared, mechanism
-
-
-def _check_rest(mechanism: Mechanism, rounds: RoundSettings, num_devices: int) -> None:
-    """Refuse limits on participation under which some round would find too few devices that may take part."""
-    busy = rounds.num_selected * (mechanism.min_separation + 2)
-    room = mechanism.max_participation * (num_devices - busy) - rounds.num_selected * mechanism.num_rounds
-    unlimited = mechanism.min_separation == 0 and mechanism.max_participation >= mechanism.num_rounds
-    if not unlimited and room < 0:
-        raise UsageError(
-            "--privacy: max_participation, min_separation",
-            expected=f"limits under which {num_devices} devices can fill {mechanism.num_rounds} rounds",
-            got=f"{mechanism.max_participation} rounds each with {mechanism.min_separation} between",
-            hint="more devices (--clients), a smaller cohort, fewer rounds, or looser limits",
-        )
-
-
-def _check_budget(guarantee: Guarantee, mechanism: Mechanism) -> None:
-    if mechanism.budget is not None and guarantee.epsilon > mechanism.budget:
-        raise BudgetExhaustedError(
-            "--privacy: budget",
-            expected=f"epsilon of at most {mechanism.budget:g} for {guarantee.rounds} rounds",
-            got=f"{guarantee.epsilon:.4g}",
-            hint="more noise, fewer rounds, or epsilon= in place of noise=: the run was not started",
-        )
 
 
 def _report(
@@ -204,6 +147,7 @@ def _report(
     federation: Federation,
     rows: list[RoundRow],
     started_s: float,
+    promise: Promise | None,
 ) -> RunReport:
     evaluated = [(r.round, r.accuracy) for r in rows if r.accuracy is not None]
     reached = None
@@ -225,6 +169,7 @@ def _report(
         seconds=time.monotonic() - started_s,
         bytes_up=sum(r.bytes_up for r in rows),
         bytes_down=sum(r.bytes_down for r in rows),
+        privacy=None if promise is None else promise.after(federation.storage),
     )
 
 

@@ -144,7 +144,11 @@ class Joined(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Abandon(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """The device stops early. ``reason``: an error code of :mod:`covey.types.errors`, or ``condition_lapsed``."""
+    """The device stops early.
+
+    ``reason``: an error code of :mod:`covey.types.errors`, ``condition_lapsed``, ``time_is_up``, or ``withheld``:
+    something in training, of which a device tells nothing under a plan with noise.
+    """
 
     reason: str
 
