@@ -20,7 +20,8 @@ class Masking:
         self.sharers = sharers
         self.totals: list[Words] = [np.zeros(s.length, word_dtype(s.ring_bits)) for s in group.session.segments]
         self.survivors: set[int] = set()
-        self._scratch = {t.dtype: np.zeros(min(CHUNK, max(map(len, self.totals))), t.dtype) for t in self.totals}
+        longest = {t.dtype: len(t) for t in sorted(self.totals, key=len)}
+        self._scratch = {dtype: np.zeros(min(CHUNK, length), dtype) for dtype, length in longest.items()}
 
     def accept(self, position: int, message: bytes) -> None:
         """Fold one masked input.
