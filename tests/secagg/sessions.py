@@ -126,6 +126,12 @@ class Run:
         return [sum(v) for v in zip(*(self.inputs[i] for i in survivors), strict=True)]
 
 
+def pieces(raw: bytes, size: int) -> list[bytes]:
+    """Cut what travels in one piece."""
+    assert len(raw) % size == 0
+    return [raw[i : i + size] for i in range(0, len(raw), size)]
+
+
 def at(step: Step, mode: Mode = Mode.HONEST_BUT_CURIOUS, **changes: object) -> Run:
     """A session that waits for ``step``'s messages."""
     return Run(session(mode, **changes)).until(step)

@@ -5,12 +5,12 @@ from itertools import combinations
 import pytest
 
 from covey.secagg import Step
-from covey.secagg.keys import commitment, public_key
+from covey.secagg.keys import SHARE_BYTES, commitment, public_key
 from covey.secagg.messages import HEADER_BYTES, Opening, Signatures, Survivors, bitmap, transcript
 from covey.secagg.parameters import active_quorum
 from covey.secagg.shamir import combine
 from covey.types.errors import ConsistencyError, ThresholdError
-from secagg.sessions import ACTIVE, HBC, Run, session
+from secagg.sessions import ACTIVE, HBC, Run, pieces, session
 
 N, T = 7, 4
 
@@ -27,7 +27,8 @@ def view(run: Run, colluders) -> dict[tuple[str, int], dict[int, bytes]]:
         if step is Step.UNMASK:
             survivors = {i for (s, i) in run.sent if s is Step.MASK}
             owners = sorted(i for (s, i) in run.sent if s is Step.SHARE)
-            for owner, share in zip(owners, Opening.decode(run.session, who, message, len(owners)).shares, strict=True):
+            shares = pieces(Opening.decode(run.session, who, message, len(owners)).shares, SHARE_BYTES)
+            for owner, share in zip(owners, shares, strict=True):
                 found.setdefault(("self" if owner in survivors else "mask", owner), {})[who + 1] = share
     return found
 

@@ -3,6 +3,7 @@
 import pytest
 
 from covey.secagg import Step
+from covey.secagg.keys import SEALED_BYTES, SHARE_BYTES
 from covey.secagg.messages import HEADER_BYTES, Delivery, Opening, Signatures, Survivors, bitmap
 from covey.types.errors import (
     ConsistencyError,
@@ -11,26 +12,26 @@ from covey.types.errors import (
     ShareError,
     ThresholdError,
 )
-from secagg.sessions import ACTIVE, BOTH, SEGMENTS, Run, at, is_over, party, session
+from secagg.sessions import ACTIVE, BOTH, SEGMENTS, Run, at, is_over, party, pieces, session
 
 
 @pytest.mark.parametrize("change", ["tampered", "for another party", "from another session", "reordered"])
 def test_sealed_shares_that_are_not_what_was_sealed_for_this_party(change):
     run = at(Step.MASK)
     delivery = Delivery.decode(run.session, 0, run.told[0], 6)
-    sealed = list(delivery.sealed)
+    sealed = pieces(delivery.sealed, SEALED_BYTES)
     match change:
         case "tampered":
             sealed[2] = sealed[2][:-1] + bytes([sealed[2][-1] ^ 1])
         case "for another party":
-            sealed[2] = Delivery.decode(run.session, 1, run.told[1], 6).sealed[2]
+            sealed[2] = pieces(Delivery.decode(run.session, 1, run.told[1], 6).sealed, SEALED_BYTES)[2]
         case "from another session":
             other = at(Step.MASK, round_id="2")
-            sealed[2] = Delivery.decode(other.session, 0, other.told[0], 6).sealed[2]
+            sealed[2] = pieces(Delivery.decode(other.session, 0, other.told[0], 6).sealed, SEALED_BYTES)[2]
         case _:
             sealed[1], sealed[2] = sealed[2], sealed[1]
     with pytest.raises(ShareError):
-        run.answer(0, Delivery(0, delivery.sharers, tuple(sealed)).encode(run.session))
+        run.answer(0, Delivery(0, delivery.sharers, b"".join(sealed)).encode(run.session))
     assert is_over(run.parties[0])
 
 
@@ -85,7 +86,7 @@ def test_both_kinds_of_shares_of_one_party_cannot_be_asked_for():
             run.answer(i, other)
         assert is_over(run.parties[i])
     shares = {i: Opening.decode(run.session, i, m, 6).shares for i, m in first.items()}
-    assert all(len(s) == 6 for s in shares.values())
+    assert all(len(s) == 6 * SHARE_BYTES for s in shares.values())
 
 
 def test_different_survivors_for_two_halves_open_nothing_in_active_mode():

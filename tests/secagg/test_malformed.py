@@ -78,13 +78,13 @@ def test_a_delivery_whose_count_does_not_fit_its_bitmap_is_refused():
     run = at(Step.MASK)
     d = Delivery.decode(run.session, 0, run.told[0], 6)
     for sealed, members in (
-        (d.sealed[:-1], range(6)),
-        ((*d.sealed, bytes(SEALED_BYTES)), range(6)),
+        (d.sealed[:-SEALED_BYTES], range(6)),
+        (d.sealed + bytes(SEALED_BYTES), range(6)),
         (d.sealed, range(1, 6)),
     ):
         fresh = at(Step.MASK)
         with pytest.raises(SecAggMessageError):
-            fresh.answer(0, Delivery(0, bitmap(members, 6), tuple(sealed)).encode(run.session))
+            fresh.answer(0, Delivery(0, bitmap(members, 6), sealed).encode(run.session))
 
 
 def test_a_masked_input_with_another_packing_is_refused_and_the_sum_untouched():

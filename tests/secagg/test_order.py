@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from covey.secagg import Server, Step
+from covey.secagg.keys import SEALED_BYTES
 from covey.secagg.messages import Delivery, Roster, Survivors, bitmap
 from covey.secagg.party.share import Shared
 from covey.types.errors import (
@@ -46,7 +47,7 @@ def test_the_party_itself_counts_at_every_step(step):
             message = Roster.of([group.entry(p) for p in range(3)]).encode(run.session)
         case Step.MASK:
             sealed = Delivery.decode(run.session, 0, run.told[0], group.size).sealed
-            message = Delivery(0, three, sealed[:2]).encode(run.session)
+            message = Delivery(0, three, sealed[: 2 * SEALED_BYTES]).encode(run.session)
         case _:
             message = Survivors(three).encode(run.session)
     with pytest.raises(ThresholdError, match="at least 5"):
@@ -59,7 +60,7 @@ def test_a_sparse_party_with_too_few_holders_does_not_mask():
     state = run.parties[0]._state
     assert isinstance(state, Shared)
     few = [p for p in range(9) if p not in state.neighbours[:2]]
-    sealed = Delivery.decode(run.session, 0, run.told[0], 9).sealed[2:]
+    sealed = Delivery.decode(run.session, 0, run.told[0], 9).sealed[2 * SEALED_BYTES :]
     with pytest.raises(ThresholdError, match="4 holders"):
         run.answer(0, Delivery(0, bitmap(few, 9), sealed).encode(run.session))
 

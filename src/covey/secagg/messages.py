@@ -227,17 +227,17 @@ class Roster:
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """A party's sealed shares for its neighbours, in their order, and the commitment to its self seed."""
+    """A party's sealed shares for its neighbours, one after the other in their order, and its commitment."""
 
     kind: ClassVar[int] = 3
     index: int
     commitment: bytes
-    sealed: tuple[bytes, ...]
+    sealed: bytes
 
     def encode(self, session: Session) -> bytes:
         """Return the message."""
-        count = len(self.sealed).to_bytes(2, "little")
-        return header(session, self.kind, self.index) + self.commitment + count + b"".join(self.sealed)
+        count = (len(self.sealed) // SEALED_BYTES).to_bytes(2, "little")
+        return header(session, self.kind, self.index) + self.commitment + count + self.sealed
 
     @classmethod
     def decode(cls, session: Session, index: int, message: bytes, num_neighbours: int) -> Self:
@@ -250,17 +250,17 @@ class Shares:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """U2, and the shares that a party's neighbours in U2 sealed for it, in their order."""
+    """U2, and the shares that a party's neighbours in U2 sealed for it, one after the other in their order."""
 
     kind: ClassVar[int] = 4
     index: int
     sharers: bytes
-    sealed: tuple[bytes, ...]
+    sealed: bytes
 
     def encode(self, session: Session) -> bytes:
         """Return the message."""
-        count = len(self.sealed).to_bytes(2, "little")
-        return header(session, self.kind, self.index) + self.sharers + count + b"".join(self.sealed)
+        count = (len(self.sealed) // SEALED_BYTES).to_bytes(2, "little")
+        return header(session, self.kind, self.index) + self.sharers + count + self.sealed
 
     @classmethod
     def decode(cls, session: Session, index: int, message: bytes, num_parties: int) -> Self:
@@ -367,16 +367,16 @@ class Signatures:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Opening:
-    """A party's shares of one secret each of its neighbours in U2 and of itself, by index."""
+    """A party's shares of one secret each of its neighbours in U2 and of itself, one after the other by index."""
 
     kind: ClassVar[int] = 9
     index: int
-    shares: tuple[bytes, ...]
+    shares: bytes
 
     def encode(self, session: Session) -> bytes:
         """Return the message."""
-        count = len(self.shares).to_bytes(2, "little")
-        return header(session, self.kind, self.index) + count + b"".join(self.shares)
+        count = (len(self.shares) // SHARE_BYTES).to_bytes(2, "little")
+        return header(session, self.kind, self.index) + count + self.shares
 
     @classmethod
     def decode(cls, session: Session, index: int, message: bytes, num_shares: int) -> Self:
@@ -385,13 +385,13 @@ class Opening:
         return cls(index, _pieces(reader, num_shares, SHARE_BYTES))
 
 
-def _pieces(reader: _Reader, count: int | None, num_bytes: int) -> tuple[bytes, ...]:
+def _pieces(reader: _Reader, count: int | None, num_bytes: int) -> bytes:
     found = reader.count(MAX_PARTIES)
     if count is not None and found != count:
         raise reader.malformed(f"{count} shares", str(found))
     raw = reader.take(found * num_bytes)
     reader.end()
-    return tuple(raw[i : i + num_bytes] for i in range(0, len(raw), num_bytes))
+    return raw
 
 
 def _bits(reader: _Reader, num_parties: int) -> bytes:

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from covey.secagg.group import Group
-from covey.secagg.keys import SHARE_BYTES, agree, open_share, pair_key, segment_seed, self_key
+from covey.secagg.keys import SEALED_BYTES, SHARE_BYTES, agree, open_share, pair_key, segment_seed, self_key
 from covey.secagg.masks import MaskStreams, SignedSeed
 from covey.secagg.messages import HEADER_BYTES, Delivery, MaskedInput, positions
 from covey.secagg.packing import Bytes, Words, chunks, pack, packed_bytes, word_dtype
@@ -67,7 +67,7 @@ def mask(state: Shared, message: bytes, inputs: Inputs) -> tuple[Masked, bytes]:
     if len(sharers) < session.quorum:
         raise ThresholdError("delivery", expected=f"at least {session.quorum} parties", got=str(len(sharers)))
     present = [p for p in state.neighbours if p in sharers]
-    if state.position not in sharers or len(present) != len(delivery.sealed):
+    if state.position not in sharers or len(present) * SEALED_BYTES != len(delivery.sealed):
         raise SecAggMessageError(
             "delivery",
             expected="this party in U2, and one sealed share from each of its neighbours there",
@@ -76,8 +76,9 @@ def mask(state: Shared, message: bytes, inputs: Inputs) -> tuple[Masked, bytes]:
     if len(present) + 1 < session.threshold:
         raise ThresholdError("delivery", expected=f"{session.threshold} holders", got=str(len(present) + 1))
     held = {}
-    for p, sealed in zip(present, delivery.sealed, strict=True):
+    for i, p in enumerate(present):
         # opened before masking: if a neighbour dealt garbage, it is better to drop out now than after the input left
+        sealed = delivery.sealed[i * SEALED_BYTES : (i + 1) * SEALED_BYTES]
         share = open_share(group.scope, state.keys[p], group.indices[p], own.index, sealed)
         held[p] = Held(share[:SHARE_BYTES], share[SHARE_BYTES:])
     message_out = _masked_message(state, present, inputs)

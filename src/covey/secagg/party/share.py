@@ -67,7 +67,7 @@ def share(
         sealed.append(seal_share(scope, there, own.index, peer.index, dealt))
     committed = commitment(group.scope, self_seed, own.index)
     shared_state = Shared(group, position, neighbours, state.mask_private, self_seed, shares[0][SHARE_BYTES:], keys)
-    return shared_state, Shares(own.index, committed, tuple(sealed)).encode(session)
+    return shared_state, Shares(own.index, committed, b"".join(sealed)).encode(session)
 
 
 def check_roster(session: Session, roster: Roster, own_index: int, now_s: int) -> None:

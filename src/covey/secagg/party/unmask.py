@@ -32,4 +32,4 @@ def unmask(state: Masked | Signed, message: bytes) -> bytes:
     shares = {p: held.self_seed if p in survivors else held.mask_key for p, held in masked.held.items()}
     shares[masked.position] = masked.own_share
     index = masked.group.indices[masked.position]
-    return Opening(index, tuple(shares[p] for p in sorted(shares))).encode(masked.group.session)
+    return Opening(index, b"".join(shares[p] for p in sorted(shares))).encode(masked.group.session)

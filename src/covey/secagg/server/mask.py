@@ -4,7 +4,7 @@ import numpy as np
 
 from covey.secagg.group import Group
 from covey.secagg.messages import MaskedInput, Survivors, bitmap
-from covey.secagg.packing import CHUNK, Words, check_padding, chunks, packed_bytes, unpack, word_dtype
+from covey.secagg.packing import CHUNK, Words, check_padding, chunks, packed_bytes, unpack_onto, word_dtype
 
 __all__ = ["Masking"]
 
@@ -40,8 +40,7 @@ class Masking:
         for s, total, data in zip(segments, self.totals, parts, strict=True):
             scratch = self._scratch[total.dtype]
             for coordinates, piece in chunks(s.length, s.ring_bits):
-                words = total[coordinates]
-                words += unpack(data[piece], s.ring_bits, scratch[: len(words)])
+                unpack_onto(total[coordinates], data[piece], s.ring_bits, scratch)
         self.survivors.add(position)
 
     def close(self) -> dict[int, bytes]:
