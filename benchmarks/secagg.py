@@ -1,15 +1,20 @@
 """How far above its floor is secure aggregation, and how many bytes does it send?
 
-Whole sessions in this process: every party takes every step, those that drop out vanish after sharing keys, the opened
-sum is checked. Floors are computed from primitives timed just before each session: for a party two key agreements and
-one mask for each neighbour, its own mask, packing, and against an active server the signatures that it has to check; for
-the server unpacking and adding each input, one mask for each survivor, and a key agreement and a mask for each pair of a
-dropout and a surviving neighbour. Key derivation, secret sharing, sealing, parsing and the counter are not in the floors.
-Degree and threshold come from the finder at the dropout rate of the row, for 5 % adversaries.
+Whole sessions in this process: every party takes every step, those that drop out vanish after sharing keys, and the
+opened sum is checked. Times are of the processor, so that what else runs here disturbs them less; two workers against
+one are timed by the clock, beside a control. Floors are counts times primitives timed just before each session.
+
+A party: for each neighbour two key agreements, two seals, a key for each and for the mask, and the mask; its own mask,
+splitting its secrets, packing; against an active server also the signatures that it has to check. The server: unpacking
+and adding each input (from memory, not from the cache), for each survivor combining its seed, a key and a mask, for
+each pair of a dropout and a surviving neighbour an agreement, a key and a mask. Not in the floors: parsing, routing,
+hashing, the counter, range checks, Python itself. Degree and threshold are the finder's for the row's dropout and 5 %
+adversaries.
 """
 
 import argparse
 import copy
+import gc
 import os
 import statistics
 import time
@@ -23,14 +28,17 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from benchmarks.report import Report, relative_spread
 from covey.secagg import EnrolmentAuthority, Mode, Party, Server, Session, Step
+from covey.secagg.keys import hkdf
 from covey.secagg.messages import Opening, Survivors, bitmap
-from covey.secagg.packing import CHUNK, chunks, pack, packed_bytes, unpack, word_dtype
+from covey.secagg.packing import CHUNK, chunks, pack, packed_bytes, unpack_onto, word_dtype
 from covey.secagg.party import share as share_step
+from covey.secagg.shamir import combine_many, split
 from covey.types.segments import Segment
 
 _ADVERSARY = 0.05
@@ -62,14 +70,16 @@ class Case:
         return f"{mode} n={self.n} m={size} {self.bits} bit {100 * self.dropout:.0f} %"
 
 
-FULL = [Case(_HBC, n, m, 16, d) for n, m in ((100, 10**6), (500, 10**5), (1000, 10**5)) for d in (0.0, 0.1, 0.33)]
-FULL += [Case(_HBC, n, 10**5, 24, 0.1) for n in (500, 1000)]
-FULL += [Case(_ACTIVE, 100, 10**6, 16, d) for d in (0.0, 0.1, 0.33)]
-FULL += [Case(_ACTIVE, 500, 10**5, 24, d) for d in (0.0, 0.1, 0.33)]
+RATES = (0.0, 0.1, 0.33)
+FULL = [Case(_HBC, 100, 10**6, 16, d) for d in RATES]
+FULL += [Case(_HBC, n, 10**5, 24, d) for n in (500, 1000) for d in RATES]  # like the 2017 paper's table
+FULL += [Case(_HBC, 1000, 10**5, 16, d) for d in RATES]
+FULL += [Case(_ACTIVE, 100, 10**6, 16, d) for d in RATES]
+FULL += [Case(_ACTIVE, 500, 10**5, 24, d) for d in RATES]
 FULL += [Case(_HBC, 1000, 10**6, 24, 0.1), *(Case(_HBC, 1000, 10**6, 16, d) for d in (0.0, 0.33, 0.1))]
-QUICK = [Case(_HBC, 100, 200_000, 16, d) for d in (0.0, 0.1, 0.33)]
-QUICK += [Case(_ACTIVE, 60, 200_000, 16, d) for d in (0.0, 0.1, 0.33)]
-QUICK += [Case(_HBC, 250, 100_000, 24, 0.1), Case(_HBC, 250, 10**6, 16, 0.1)]
+QUICK = [Case(_HBC, 100, 10**6, 16, d) for d in RATES]
+QUICK += [Case(_ACTIVE, 60, 10**6, 16, d) for d in RATES]
+QUICK += [Case(_HBC, 250, 10**5, 24, 0.1), Case(_HBC, 250, 10**6, 16, 0.1)]
 """The last case of either list is the one that is opened by one and by two workers."""
 
 
@@ -94,21 +104,26 @@ def seconds(f: Callable[[], Any], repeats: int = 7) -> float:
     """Return the median time of a call."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         f()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return statistics.median(times)
 
 
-def primitives(m: int, bits: int) -> dict[str, float]:
+def primitives(m: int, bits: int, k: int, t: int, is_complete: bool) -> dict[str, float]:
     """Time what no implementation can do without, in seconds each."""
+    rng = np.random.default_rng(0)
+    own = [rng.choice(np.arange(1, 60_000, dtype=np.uint16), t, replace=False) for _ in range(100)]
+    holders = np.stack(own[:1] * 100 if is_complete else own)
+    shares = rng.integers(0, 1 << 16, (100, t, 16), dtype=np.uint16)
     private = X25519PrivateKey.generate()
     public = X25519PrivateKey.generate().public_key().public_bytes_raw()
     signer = Ed25519PrivateKey.generate()
     raw, signature = signer.public_key().public_bytes_raw(), signer.sign(b"x" * 64)
     dtype = word_dtype(bits)
-    total, scratch = np.zeros(m, dtype), np.zeros(min(CHUNK, m), dtype)
+    total, scratch = np.zeros(m, dtype), np.zeros(CHUNK * 8, np.uint8)
     packed = np.zeros(packed_bytes(m, bits), np.uint8)
+    received = [packed.copy() for _ in range(1 + 100_000_000 // packed.nbytes)]  # more than any cache holds
     zeros, buffer = bytes(CHUNK * dtype.itemsize), bytearray(CHUNK * dtype.itemsize + 16)
     stream = np.frombuffer(buffer, dtype, CHUNK)
 
@@ -123,10 +138,10 @@ def primitives(m: int, bits: int) -> dict[str, float]:
         for coordinates, piece in chunks(m, bits):
             pack(total[coordinates], bits, packed[piece])
 
-    def unpack_all() -> None:
-        for coordinates, piece in chunks(m, bits):
-            words = total[coordinates]
-            words += unpack(packed[piece], bits, scratch[: len(words)])
+    def unpack_received() -> None:
+        for one in received:
+            for coordinates, piece in chunks(m, bits):
+                unpack_onto(total[coordinates], one[piece], bits, scratch)
 
     def many(f: Callable[[], Any], count: int = 50) -> float:
         return seconds(lambda: [f() for _ in range(count)]) / count
@@ -136,7 +151,11 @@ def primitives(m: int, bits: int) -> dict[str, float]:
         "verify": many(lambda: Ed25519PublicKey.from_public_bytes(raw).verify(signature, b"x" * 64)),
         "mask": many(mask, 10),
         "pack": seconds(pack_all),
-        "unpack": seconds(unpack_all),
+        "unpack": seconds(unpack_received, 3) / len(received),
+        "key": many(lambda: hkdf(raw, raw, bytes(150))),
+        "seal": many(lambda: AESGCM(raw).encrypt(bytes(12), bytes(64), bytes(90))),
+        "split": seconds(lambda: split(bytes(64), t, range(1, k + 2), os.urandom)),
+        "combine": seconds(lambda: combine_many(holders, shares)) / 100,
     }
 
 
@@ -188,9 +207,9 @@ class Meter:
         tracing = step is Step.MASK and index == self.sampled[0]
         if tracing:
             tracemalloc.start()
-        start = time.perf_counter()
+        start = time.process_time()
         message = self.answer(index, step, told)
-        self.party_s[index] += time.perf_counter() - start
+        self.party_s[index] += time.process_time() - start
         if tracing:
             self.party_peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
@@ -200,15 +219,17 @@ class Meter:
 
     def served(self, f: Callable[..., Any], *args: Any) -> Any:
         """Call the server and add up its time."""
-        start = time.perf_counter()
+        start = time.process_time()
         out = f(*args)
-        self.server_s += time.perf_counter() - start
+        self.server_s += time.process_time() - start
         return out
 
     def run(self, until: Step = Step.OPEN) -> Server:
         """Take all steps but the opening."""
         server = Server(self.session, used_sessions=set())
         told = dict.fromkeys(self.parties, b"")
+        gc.collect()
+        gc.freeze()  # hundreds of parties share this process: searching them for garbage is nobody's work
         check_identities = share_step._check_identities
         while server.step < until:
             step = server.step
@@ -229,9 +250,10 @@ def _unchecked(*_: Any) -> None:
 
 def measure(case: Case, report: Report) -> Measured:
     """Run a case once and compute its floors."""
-    cost = primitives(case.m, case.bits)
     meter = Meter(case, report)
     session, gone = meter.session, meter.gone
+    k, t = session.num_neighbours, session.threshold
+    cost = primitives(case.m, case.bits, k, t, is_complete=k == case.n - 1)
     server = meter.run()
     before = copy.deepcopy(server)
     opened = meter.served(server.open)
@@ -241,13 +263,14 @@ def measure(case: Case, report: Report) -> Measured:
     copy_for_memory.open()
     server_peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    k, t, alive = session.num_neighbours, session.threshold, case.n - len(gone)
+    alive = case.n - len(gone)
     assert before._sharing is not None
-    pairs = sum(len(set(before._sharing.neighbours[p]) - gone) for p in gone)
-    party_floor = 2 * k * cost["agree"] + (k + 1) * cost["mask"] + cost["pack"]
+    pairs = sum(len(set(before._sharing.neighbours[p].tolist()) - gone) for p in gone)
+    mask = cost["key"] + cost["mask"]
+    party_floor = k * 2 * (cost["agree"] + cost["key"] + cost["seal"]) + (k + 1) * mask + cost["split"] + cost["pack"]
     if session.is_active:
         party_floor += (2 * k + alive) * cost["verify"]
-    server_floor = alive * (cost["unpack"] + cost["mask"]) + pairs * (cost["agree"] + cost["mask"])
+    server_floor = alive * (cost["unpack"] + cost["combine"] + mask) + pairs * (cost["agree"] + mask)
     if session.is_active:
         server_floor += alive * cost["verify"]
     sampled = [s for i, s in meter.party_s.items() if i != meter.sampled[0]]  # the first one was traced
@@ -257,22 +280,37 @@ def measure(case: Case, report: Report) -> Measured:
     )  # fmt: skip
 
 
-def workers(server: Server, repeats: int) -> list[float]:
-    """Return how many times faster two workers open a sum than one, turn by turn."""
-    ratios = []
+def workers(server: Server, repeats: int) -> tuple[list[float], list[float]]:
+    """Return how many times faster two workers open a sum than one, turn by turn; and the same for plain loops.
+
+    The loops are the control: where two of them side by side do not run twice as fast as one after the other, the
+    machine is busy and says nothing about us.
+    """
+    ratios, control = [], []
     with ProcessPoolExecutor(1) as one, ProcessPoolExecutor(2) as two:
-        for pool, tasks in ((one, 1), (two, 2)):  # start the processes
-            list(pool.map(abs, range(4)))
-            copy.deepcopy(server).open(pool, tasks)
+        for pool in (one, two):  # start the processes
+            list(pool.map(_loop, [1000] * 4))
+            copy.deepcopy(server).open(pool, 2)
         for _ in range(repeats):
-            times = []
-            for pool, tasks in ((one, 2), (two, 2)):
+            opening, looping = [], []
+            for pool in (one, two):
                 mine = copy.deepcopy(server)
                 start = time.perf_counter()
-                mine.open(pool, tasks)
-                times.append(time.perf_counter() - start)
-            ratios.append(times[0] / times[1])
-    return ratios
+                mine.open(pool, 2)
+                opening.append(time.perf_counter() - start)
+                start = time.perf_counter()
+                list(pool.map(_loop, [5_000_000] * 2))
+                looping.append(time.perf_counter() - start)
+            ratios.append(opening[0] / opening[1])
+            control.append(looping[0] / looping[1])
+    return ratios, control
+
+
+def _loop(count: int) -> int:
+    total = 0
+    for i in range(count):
+        total ^= i
+    return total
 
 
 def expansion(n: int, m: int) -> float:
@@ -292,7 +330,7 @@ def expansion(n: int, m: int) -> float:
         told = server.close_step()
     num_bytes += len(told[mine]) + len(meter.answer(mine, Step.MASK, told[mine]))
     num_bytes += len(Survivors(bitmap(range(n), n)).encode(meter.session))
-    num_bytes += len(Opening(mine, (bytes(32),) * (meter.session.num_neighbours + 1)).encode(meter.session))
+    num_bytes += len(Opening(mine, bytes(32 * (meter.session.num_neighbours + 1))).encode(meter.session))
     return num_bytes / (m * 2)
 
 
@@ -332,6 +370,19 @@ def show(report: Report, results: dict[Case, Measured]) -> None:
     report.table("bytes of one party, memory, and the 2017 paper (24 bits, complete graph, Java)", columns, rows)
 
 
+def judge_workers(report: Report, case: Case, measured: Measured, repeats: int) -> None:
+    """Tell whether two workers are worth nearly two, if this machine can tell."""
+    name, goal = "two workers over one, opening", ">= 1.8"
+    if len(os.sched_getaffinity(0)) < 2:
+        report.goal(name, None, goal, None, "one core")
+        return
+    ratios, control = workers(measured.server, repeats)
+    value, loops = statistics.median(ratios), statistics.median(control)
+    reason = f"{case.name}; turns {min(ratios):.2f} to {max(ratios):.2f}; plain loops gain {loops:.2f}"
+    holds = True if value >= 1.8 else None if loops < 1.9 else False
+    report.goal(name, value, goal, holds, reason + ("; the machine is busy" if holds is None else ""))
+
+
 def main() -> int:
     def configure(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--seed", type=int, default=0, help="of inputs and dropouts; keys are always fresh")
@@ -352,12 +403,7 @@ def main() -> int:
     report.goal("party over floor, worst row", party, "<= 1.5", party <= 1.5, small)
     report.goal("server over floor, worst row", server, "<= 1.5", server <= 1.5, small)
     last, measured = list(results.items())[-1]
-    cores = len(os.sched_getaffinity(0))
-    ratios = workers(measured.server, repeats) if cores > 1 else []
-    value = statistics.median(ratios) if ratios else None
-    load = os.getloadavg()[0]
-    reason = f"{last.name}; turns {min(ratios):.2f} to {max(ratios):.2f}; load {load:.1f}" if ratios else "one core"
-    report.goal("two workers over one, opening", value, ">= 1.8", value >= 1.8 if value else None, reason)
+    judge_workers(report, last, measured, repeats)
     value = expansion(1024, 1 << 20)
     report.goal("expansion, n=1024, 2^20 entries of 16 bits", value, "<= 1.65", value <= 1.65, "up and down together")
     report.finish()

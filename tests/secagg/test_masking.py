@@ -120,9 +120,14 @@ def check_seeds(monkeypatch) -> None:
     secrets = {i: (p._state.mask_private, p._state.self_seed) for i, p in run.parties.items()}
     used: dict[int, Counter] = {}
     now = [0]
-    honest = masks._encryptor
+    honest, honest_short = masks._encryptor, masks._add_short
+
+    def note(seeds):
+        used.setdefault(now[0], Counter()).update(seeds)
+
+    monkeypatch.setattr(masks, "_encryptor", lambda seed: (note([seed]), honest(seed))[1])
     monkeypatch.setattr(
-        masks, "_encryptor", lambda seed: (used.setdefault(now[0], Counter()).update([seed]), honest(seed))[1]
+        masks, "_add_short", lambda total, seeds: (note([s.seed for s in seeds]), honest_short(total, seeds))[1]
     )
     for i in range(PARTIES):
         now[0] = i

@@ -93,12 +93,12 @@ def unpack(data: Bytes, ring_bits: int, out: Words) -> Words:
     return out
 
 
-def unpack_onto(total: Words, data: Bytes, ring_bits: int, scratch: Words) -> None:
-    """Unpack one chunk and add it to ``total``; ``scratch`` is at least as long and of the same dtype."""
+def unpack_onto(total: Words, data: Bytes, ring_bits: int, scratch: Bytes) -> None:
+    """Unpack one chunk and add it to ``total``; ``scratch`` holds at least as many bytes."""
     if ring_bits == 8 * total.itemsize:
         total += data.view(total.dtype)  # the packed chunk is the words themselves
     else:
-        total += unpack(data, ring_bits, scratch[: len(total)])
+        total += unpack(data, ring_bits, scratch[: total.nbytes].view(total.dtype))
 
 
 def check_padding(data: Bytes, length: int, ring_bits: int) -> None:

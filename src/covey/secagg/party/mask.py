@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from covey.secagg.group import Group
 from covey.secagg.keys import SEALED_BYTES, SHARE_BYTES, agree, open_share, pair_key, segment_seed, self_key
-from covey.secagg.masks import MaskStreams, SignedSeed
+from covey.secagg.masks import SEED_BYTES, MaskStreams, SignedSeed, add_masks
 from covey.secagg.messages import HEADER_BYTES, Delivery, MaskedInput, positions
 from covey.secagg.packing import Bytes, Words, chunks, pack, packed_bytes, word_dtype
 from covey.secagg.party.share import Shared
@@ -138,8 +138,13 @@ def _masked_message(state: Shared, present: Sequence[int], inputs: Inputs) -> by
 
 def _mask_segment(segment: Segment, values: NDArray[np.integer], seeds: list[SignedSeed], out: Bytes) -> None:
     dtype = word_dtype(segment.ring_bits)
+    if segment.length * dtype.itemsize <= SEED_BYTES:
+        words: Words = values.astype(dtype)
+        add_masks(words, seeds)
+        pack(words, segment.ring_bits, out)
+        return
     streams = MaskStreams(seeds, dtype)
     for coordinates, packed in chunks(segment.length, segment.ring_bits):
-        words: Words = values[coordinates].astype(dtype)  # modulo 2**bits: two's complement, so a negative fits too
+        words = values[coordinates].astype(dtype)  # modulo 2**bits: two's complement, so a negative fits too
         streams.add_next(words)
         pack(words, segment.ring_bits, out[packed])
