@@ -18,6 +18,7 @@ RUNS = [
     ("rounds",),
     ("device_memory",),
     ("first_round",),
+    ("secagg",),
 ]
 
 

@@ -3,9 +3,9 @@
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from covey.secagg import EnrolmentAuthority, Identity, Step
+from covey.secagg import EnrolmentAuthority, Identity, Server, Step
 from covey.secagg.keys import public_key
-from covey.secagg.messages import HEADER_BYTES, Roster
+from covey.secagg.messages import HEADER_BYTES, Advertisement, Roster
 from covey.types.errors import (
     EnrolmentError,
     PublicKeyError,
@@ -122,16 +122,24 @@ BAD_IDENTITIES = {
 }
 
 
+def roster_with(run, position, entry) -> bytes:
+    listed = [run.server._sharing.group.entry(p) for p in range(6)]
+    listed[position] = entry
+    return Roster.of(listed).encode(run.session)
+
+
 @pytest.mark.parametrize("bad", BAD_IDENTITIES.values(), ids=BAD_IDENTITIES)
 def test_identities_without_a_valid_certificate(bad):
     s = session(ACTIVE)
     with pytest.raises(EnrolmentError):
         party(s, 0, identity=bad)
-    run = Run(s)
-    run.parties[3]._identity = bad  # a party that does not check itself
-    run.until(Step.SHARE)
+    careless = party(s, 3)
+    careless._identity = bad  # a party that does not check itself
     with pytest.raises(EnrolmentError):
-        run.answer(0)
+        Server(s, used_sessions=set(), now_s=NOW_S).accept(3, careless.advertise())
+    run = at(Step.SHARE, ACTIVE)
+    with pytest.raises(EnrolmentError):  # nor does a server that lets it in get it past the others
+        run.answer(0, roster_with(run, 3, Advertisement.decode(s, 3, careless.advertise())))
     assert is_over(run.parties[0])
 
 
@@ -142,8 +150,21 @@ def test_a_certificate_of_another_key_is_refused():
 
 
 def test_one_identity_cannot_be_two_parties():
-    run = Run(session(ACTIVE))
-    run.parties[3]._identity = run.parties[4]._identity
-    run.until(Step.SHARE)
+    s = session(ACTIVE)
+    again = party(s, 3)
+    again._identity = party(s, 4)._identity
+    server = Server(s, used_sessions=set())
+    server.accept(4, party(s, 4).advertise())
+    with pytest.raises(EnrolmentError, match="of its own"):
+        server.accept(3, again.advertise())
+    run = at(Step.SHARE, ACTIVE)
     with pytest.raises(EnrolmentError, match="different identity"):
-        run.answer(0)
+        run.answer(0, roster_with(run, 3, Advertisement.decode(s, 3, again.advertise())))
+
+
+def test_keys_that_their_party_did_not_sign_are_refused_by_the_server():
+    s = session(ACTIVE)
+    message = party(s, 0).advertise()
+    place = HEADER_BYTES + 32
+    with pytest.raises(PublicKeyError, match="signed"):
+        Server(s, used_sessions=set()).accept(0, message[:place] + public_key(b"x" * 32) + message[place + 32 :])

@@ -30,11 +30,11 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from covey.secagg.identity import Certificate
+from covey.secagg.identity import Certificate, verify, verify_certificate
 from covey.secagg.keys import KEY_BYTES, SEALED_BYTES, SHARE_BYTES
 from covey.secagg.parameters import MAX_PARTIES
 from covey.secagg.session import VERSION, Session
-from covey.types.errors import SecAggMessageError
+from covey.types.errors import EnrolmentError, PublicKeyError, SecAggMessageError
 
 __all__ = [
     "HEADER_BYTES",
@@ -142,6 +142,19 @@ class Advertisement:
         identity = self.certificate.identity_key if self.certificate else b""
         index = self.index.to_bytes(2, "little")
         return b"covey secagg 1 advertise\0" + session.id + index + self.cipher_key + self.mask_key + identity
+
+    def verify(self, session: Session, now_s: int) -> None:
+        """Check, in active mode, that a party with a valid certificate signed these keys for this session.
+
+        Raises:
+            EnrolmentError: no certificate by the pinned authority for this population, or an expired one.
+            PublicKeyError: the party signed something else.
+        """
+        if self.certificate is None:
+            raise EnrolmentError("advertisement", expected="a certificate", got="none")
+        verify_certificate(self.certificate, session.authority, session.population, now_s)
+        error = PublicKeyError("advertisement", expected="keys signed by their party for this session", got="others")
+        verify(self.certificate.identity_key, self.signature, self.statement(session), error)
 
     def entry(self) -> bytes:
         """Return the body, which is also the party's entry in the roster."""

@@ -67,12 +67,14 @@ class Server:
     body. Not thread-safe.
     """
 
-    def __init__(self, session: Session, *, used_sessions: MutableSet[bytes]) -> None:
+    def __init__(self, session: Session, *, used_sessions: MutableSet[bytes], now_s: int = 0) -> None:
         """Begin with advertising.
 
         Args:
             session: what the parties will compute for themselves.
             used_sessions: the ids of all sessions of this server; this one is added.
+            now_s: in active mode, seconds since 1970: parties whose certificate has expired by then are refused here
+                rather than by every other party.
 
         Raises:
             SessionReusedError: the session was used before.
@@ -82,7 +84,7 @@ class Server:
         used_sessions.add(session.id)
         self.session = session
         self.step = Step.ADVERTISE
-        self._advertising = Advertising(session)
+        self._advertising = Advertising(session, now_s)
         self._sharing: Sharing | None = None
         self._masking: Masking | None = None
         self._agreeing: Agreeing | None = None
@@ -113,7 +115,8 @@ class Server:
         """Take a party's message for this step. The same bytes again are no error and change nothing.
 
         Raises:
-            SecAggMessageError, PublicKeyError, ConsistencyError: the message fails a check; nothing was kept.
+            SecAggMessageError, PublicKeyError, EnrolmentError, ConsistencyError: the message fails a check; nothing was
+                kept.
             AlreadyCountedError: a second masked input, discarded unread.
             RoundClosedError: from a party that is not, or no longer, in this step; discarded unread.
             StateError: no step is open.
