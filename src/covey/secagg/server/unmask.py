@@ -6,8 +6,9 @@ neighbour. That is nearly all of the server's work, so it is cut into tasks for 
 partial sums in the rings; addition there is exact and commutative, so the bits do not depend on the number of workers.
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,7 +116,7 @@ class Unmasking:
         self._shares = np.zeros((0, 0, SHARE_BYTES), np.uint8)
         if executor is None:
             return map(unmask_task, tasks)
-        return (f.result() for f in [executor.submit(unmask_task, task) for task in tasks])
+        return _results(deque(executor.submit(unmask_task, task) for task in tasks))
 
     def _needed(self) -> NDArray[np.int64]:
         """Return whose secrets have to be combined: all survivors, and dropouts whose masks are in the sum."""
@@ -163,6 +164,11 @@ class Unmasking:
             shared = tuple((group.entry(p), secrets[p], tuple(qs)) for p, qs in peers.items())
             tasks.append(UnmaskTask(group.session.segments, group.scope, tuple(survivors[i::num_tasks]), shared))
         return tasks
+
+
+def _results(futures: deque[Future[list[Words]]]) -> Iterable[list[Words]]:
+    while futures:
+        yield futures.popleft().result()  # and let it go: partial sums are as large as the sum
 
 
 def _members(positions: Iterable[int], size: int) -> NDArray[np.bool_]:
