@@ -100,9 +100,9 @@ def test_an_active_server_needs_a_quorum_after_the_dropout():
 
 
 def test_no_degree_is_an_error_and_not_a_guess():
-    assert table(1000, 0.5, 0.49) is None
+    assert table(1000, 0.5, 0.499) is None
     with pytest.raises(SecAggParameterError, match="a degree"):
-        find_parameters(1000, 0.5, 0.49, active=False)
+        find_parameters(1000, 0.5, 0.499, active=False)
 
 
 def test_the_command_prints_table_and_used_numbers():
