@@ -34,8 +34,9 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from benchmarks.report import Report, relative_spread
 from covey.secagg import EnrolmentAuthority, Mode, Party, Server, Session, Step
+from covey.secagg.encoding import bitmap
 from covey.secagg.keys import hkdf
-from covey.secagg.messages import Opening, Survivors, bitmap
+from covey.secagg.messages import Opening, Survivors
 from covey.secagg.packing import CHUNK, chunks, pack, packed_bytes, unpack_onto, word_dtype
 from covey.secagg.party import share as share_step
 from covey.secagg.shamir import combine_many, split
@@ -272,7 +273,7 @@ def measure(case: Case, report: Report) -> Measured:
         party_floor += (2 * k + alive) * cost["verify"]
     server_floor = alive * (cost["unpack"] + cost["combine"] + mask) + pairs * (cost["agree"] + mask)
     if session.is_active:
-        server_floor += alive * cost["verify"]
+        server_floor += (2 * case.n + alive) * cost["verify"]
     sampled = [s for i, s in meter.party_s.items() if i != meter.sampled[0]]  # the first one was traced
     return Measured(
         k, t, sampled, meter.server_s, party_floor, server_floor, max(meter.up.values()), max(meter.down.values()),

@@ -5,8 +5,9 @@ from itertools import combinations
 import pytest
 
 from covey.secagg import Step
+from covey.secagg.encoding import HEADER_BYTES, bitmap
 from covey.secagg.keys import SHARE_BYTES, commitment, public_key
-from covey.secagg.messages import HEADER_BYTES, Opening, Signatures, Survivors, bitmap, transcript
+from covey.secagg.messages import Opening, Signatures, Survivors, transcript
 from covey.secagg.parameters import active_quorum
 from covey.secagg.shamir import combine
 from covey.types.errors import ConsistencyError, ThresholdError

@@ -3,8 +3,9 @@
 import pytest
 
 from covey.secagg import Step
+from covey.secagg.encoding import HEADER_BYTES, bitmap
 from covey.secagg.keys import SEALED_BYTES, SHARE_BYTES
-from covey.secagg.messages import HEADER_BYTES, Delivery, Opening, Signatures, Survivors, bitmap
+from covey.secagg.messages import Delivery, Opening, Signatures, Survivors
 from covey.types.errors import (
     ConsistencyError,
     CounterError,

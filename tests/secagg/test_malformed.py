@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from covey.secagg import Step
+from covey.secagg.encoding import HEADER_BYTES, bitmap
 from covey.secagg.keys import SEALED_BYTES
-from covey.secagg.messages import HEADER_BYTES, Delivery, bitmap
+from covey.secagg.messages import Delivery
 from covey.types.errors import (
     LayoutError,
     RoundClosedError,

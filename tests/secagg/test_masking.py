@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from covey.secagg import Step, masks
-from covey.secagg.messages import HEADER_BYTES
+from covey.secagg.encoding import HEADER_BYTES
 from covey.secagg.packing import chunks, packed_bytes, unpack, word_dtype
 from covey.secagg.party import mask as step
 from covey.types.segments import Segment

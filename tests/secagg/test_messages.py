@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covey.secagg import Step
+from covey.secagg.encoding import HEADER_BYTES, bitmap, positions
 from covey.secagg.messages import (
-    HEADER_BYTES,
     Advertisement,
     Delivery,
     MaskedInput,
@@ -16,8 +16,6 @@ from covey.secagg.messages import (
     Signature,
     Signatures,
     Survivors,
-    bitmap,
-    positions,
 )
 from covey.types.errors import SecAggError, SecAggMessageError
 from secagg.sessions import ACTIVE, BOTH, HBC, Run, session

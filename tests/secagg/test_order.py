@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from covey.secagg import Server, Step
+from covey.secagg.encoding import bitmap
 from covey.secagg.keys import SEALED_BYTES
-from covey.secagg.messages import Delivery, Roster, Survivors, bitmap
+from covey.secagg.messages import Delivery, Roster, Survivors
 from covey.secagg.party.share import Shared
 from covey.types.errors import (
     AlreadyCountedError,

@@ -4,8 +4,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from covey.secagg import EnrolmentAuthority, Identity, Server, Step
+from covey.secagg.encoding import HEADER_BYTES
 from covey.secagg.keys import public_key
-from covey.secagg.messages import HEADER_BYTES, Advertisement, Roster
+from covey.secagg.messages import Advertisement, Roster
 from covey.types.errors import (
     EnrolmentError,
     PublicKeyError,

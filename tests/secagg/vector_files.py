@@ -12,8 +12,9 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from covey.secagg import Mode, Step
+from covey.secagg.encoding import HEADER_BYTES, bitmap
 from covey.secagg.keys import pair_key, public_key, seal_key, segment_seed, self_key
-from covey.secagg.messages import HEADER_BYTES, Delivery, Roster, Signatures, Survivors, bitmap
+from covey.secagg.messages import Delivery, Roster, Signatures, Survivors
 from covey.types.segments import Segment
 from secagg.sessions import AUTHORITY, NOW_S, Run, Seeded, identity, session
 

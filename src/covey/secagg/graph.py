@@ -33,7 +33,8 @@ class Graph:
             ranks = np.zeros(num_parties, np.dtype("<u8"))
             add_masks(ranks, [SignedSeed(seed)])
             self._ring = np.argsort(ranks, kind="stable")
-            self._place = np.argsort(self._ring)
+            self._place = np.empty_like(self._ring)
+            self._place[self._ring] = np.arange(num_parties)
 
     def matrix(self) -> NDArray[np.int16]:
         """Return everybody's neighbours: int16[num_parties, degree], rows ascending."""

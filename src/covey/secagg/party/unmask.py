@@ -5,7 +5,8 @@ dropouts, whose mask key is. A request for both kinds of one party cannot be wri
 refused.
 """
 
-from covey.secagg.messages import Opening, positions
+from covey.secagg.encoding import positions
+from covey.secagg.messages import Opening
 from covey.secagg.party.consistency import Signed, check_signatures, check_survivors
 from covey.secagg.party.mask import Masked
 

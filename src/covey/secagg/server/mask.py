@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from covey.secagg.encoding import bitmap
 from covey.secagg.group import Group
-from covey.secagg.messages import MaskedInput, Survivors, bitmap
+from covey.secagg.messages import MaskedInput, Survivors
 from covey.secagg.packing import CHUNK, Words, check_padding, chunks, packed_bytes, unpack_onto, word_dtype
 from covey.types.segments import Segment
 

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from covey.secagg.encoding import bitmap
 from covey.secagg.group import Group
 from covey.secagg.keys import SEALED_BYTES
-from covey.secagg.messages import Delivery, Shares, bitmap
+from covey.secagg.messages import Delivery, Shares
 from covey.types.errors import ThresholdError
 
 __all__ = ["Sharing"]
