@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from covey.secagg import Step
+from covey.secagg import Session, Step
 from covey.secagg.encoding import HEADER_BYTES, bitmap
 from covey.secagg.keys import SEALED_BYTES
-from covey.secagg.messages import Delivery
+from covey.secagg.messages import Advertisement, Delivery
 from covey.types.errors import (
+    EnrolmentError,
     LayoutError,
     RoundClosedError,
     SecAggMessageError,
@@ -17,7 +18,7 @@ from covey.types.errors import (
     UpdateRangeError,
 )
 from covey.types.segments import Segment
-from secagg.sessions import ACTIVE, BOTH, SEGMENTS, Run, at, is_over, party, session
+from secagg.sessions import ACTIVE, BOTH, HBC, SEGMENTS, Run, at, is_over, party, session
 
 
 @BOTH
@@ -199,3 +200,19 @@ def test_opening_twice_is_refused():
             call()
     with pytest.raises(RoundClosedError):
         server.accept(0, b"")
+
+
+@pytest.mark.parametrize("mode, n", [(ACTIVE, 513), (HBC, 16_385)])
+def test_a_cohort_that_is_too_large_for_one_group_is_told_to_split(mode, n):
+    segments = [Segment("x", 1, 1, n)]
+    with pytest.raises(SecAggParameterError) as caught:
+        Session.plan(
+            mode, segments, n_max=n, min_survivors=100, adversary=0.05, dropout=0.1, population="p", round_id="r"
+        )
+    assert "2 groups" in caught.value.hint
+
+
+def test_an_advertisement_without_a_certificate_does_not_pass_for_an_identity():
+    entry = Advertisement(0, b"a" * 32, b"b" * 32)
+    with pytest.raises(EnrolmentError):
+        entry.verify(session(ACTIVE), 0)

@@ -175,3 +175,17 @@ def test_a_session_is_used_once(join):
     with pytest.raises(SessionReusedError):
         join(session(), used)
     join(session(round_id="2"), used)
+
+
+def test_a_sparse_group_whose_holders_vanish_before_masking_is_discarded_by_the_server():
+    run = Run(session(n_max=9, num_neighbours=4, threshold=5, min_survivors=3), gone={2: Step.SHARE})
+    with pytest.raises(ThresholdError, match="5 holders"):  # the neighbours of 2 have four left, themselves included
+        run.open()
+    assert run.server.step is Step.CLOSED
+
+
+def test_a_sparse_group_whose_holders_vanish_before_unmasking_is_discarded_by_the_server():
+    run = Run(session(n_max=9, num_neighbours=4, threshold=5, min_survivors=3), gone={2: Step.UNMASK})
+    with pytest.raises(ThresholdError, match="5 shares"):
+        run.open()
+    assert run.server.step is Step.CLOSED
