@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from covey.secagg.packing import Words
+from covey.secagg.packing import CHUNK, Words
 from covey.secagg.server.advertise import Advertising
 from covey.secagg.server.consistency import Agreeing
 from covey.secagg.server.mask import Masking
@@ -255,12 +255,10 @@ def _add(totals: list[Words], parts: Iterable[list[Words]]) -> None:
 
 def _lift(segment: Segment, total: Words) -> NDArray[np.int64] | NDArray[np.uint64]:
     """Return the integers of a ring: the residues nearest to zero where the segment is signed."""
-    values = total.astype(np.uint64)
-    if segment.ring_bits < 64:
-        values &= np.uint64((1 << segment.ring_bits) - 1)
-    if not segment.signed:
-        return values
-    if segment.ring_bits < 64:
-        half = np.uint64(1 << (segment.ring_bits - 1))
-        return (values ^ half).astype(np.int64) - np.int64(half)
-    return values.view(np.int64)
+    low = np.uint64((1 << segment.ring_bits) - 1)
+    half = np.uint64(1 << (segment.ring_bits - 1) if segment.signed else 0)
+    out = np.empty(segment.length, np.uint64)
+    for i in range(0, segment.length, CHUNK):
+        # (x ^ h) - h turns the residues from h up into the negative numbers that they stand for, modulo 2^64
+        out[i : i + CHUNK] = ((total[i : i + CHUNK] & low) ^ half) - half
+    return out.view(np.int64) if segment.signed else out
