@@ -65,8 +65,19 @@ def test_counts_beyond_the_limits_are_refused_before_anything_is_read():
     message = run.told[0][:HEADER_BYTES] + b"\xff\xff"
     with pytest.raises(SecAggMessageError, match="at most 6"):
         run.answer(0, message)
-    assert run.server.max_message_bytes >= max(map(len, [*run.told.values(), *run.sent.values()]))
-    assert run.session.packed_bytes + HEADER_BYTES <= run.server.max_message_bytes
+
+
+@BOTH
+def test_the_declared_lengths_are_those_of_the_longest_messages(mode):
+    run = Run(session(mode))
+    while run.server.step < Step.OPEN:
+        limit, step = run.server.max_message_bytes, run.server.step
+        run.collect()
+        assert {len(m) for (s, _), m in run.sent.items() if s is step} == {limit}
+        assert max(map(len, run.told.values())) <= run.session.max_message_bytes
+        assert limit <= run.session.max_message_bytes
+        run.told = run.server.close_step()
+    assert run.server.max_message_bytes == 0
 
 
 def test_a_bitmap_with_a_party_that_does_not_exist_is_refused():

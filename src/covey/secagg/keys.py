@@ -124,7 +124,7 @@ def check_public_keys(keys: NDArray[np.uint8]) -> None:
     # order and repeated keys share their first eight bytes with others. Those few are looked at one by one.
     prefixes = keys[:, :8].copy().view("<u8")[:, 0]
     suspect = (keys[:, 31] >= 0x7F) & (np.all(keys[:, 1:31] == 0xFF, axis=1) | (keys[:, 31] >= 0x80))
-    suspect |= np.isin(prefixes, _LOW_ORDER_PREFIXES)
+    suspect |= np.any(prefixes[:, None] == _LOW_ORDER_PREFIXES, axis=1)
     for key in keys[suspect]:
         check_public_key(key.tobytes())
     if len(np.unique(prefixes)) != len(keys) and len({k.tobytes() for k in keys}) != len(keys):

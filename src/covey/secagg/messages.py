@@ -152,7 +152,7 @@ class Roster:
         reader.end()
         records = np.frombuffer(listed, np.uint8).reshape(count, 2 + session.entry_bytes)
         indices = records[:, :2].copy().view("<u2")[:, 0].astype(np.int64)
-        if np.any(np.diff(indices, append=session.n_max) <= 0):
+        if np.any(indices[1:] <= indices[:-1]) or np.any(indices[-1:] >= session.n_max):
             raise reader.malformed(f"ascending indices below {session.n_max}", "others")
         return cls(tuple(indices.tolist()), listed)
 

@@ -144,7 +144,7 @@ class Session:
 
     @property
     def max_message_bytes(self) -> int:
-        """The longest message of any step, so that a transport need not read more."""
+        """The longest message of any step in either direction, so that a transport need not read more."""
         shares = (self.num_neighbours + 1) * SEALED_BYTES
         return 64 + max(self.packed_bytes, shares + -(-self.n_max // 8), 2 + self.n_max * (2 + self.entry_bytes))
 

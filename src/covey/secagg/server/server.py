@@ -1,6 +1,7 @@
 """The server of one group: collects messages, closes steps, opens the sum."""
 
 import enum
+import hashlib
 from collections.abc import Iterable, MutableSet
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from covey.secagg.encoding import HEADER_BYTES
+from covey.secagg.keys import SEALED_BYTES, SHARE_BYTES
 from covey.secagg.packing import CHUNK, Words
 from covey.secagg.server.advertise import Advertising
 from covey.secagg.server.consistency import Agreeing
@@ -108,8 +111,16 @@ class Server:
 
     @property
     def max_message_bytes(self) -> int:
-        """The longest message that this step can take: a transport need not read more."""
-        return self.session.max_message_bytes
+        """The longest message that this step takes: a transport need not read more."""
+        s = self.session
+        bodies = {
+            Step.ADVERTISE: s.entry_bytes,
+            Step.SHARE: 32 + 2 + s.num_neighbours * SEALED_BYTES,
+            Step.MASK: s.packed_bytes,
+            Step.CONSISTENCY: 64,
+            Step.UNMASK: 2 + (s.num_neighbours + 1) * SHARE_BYTES,
+        }
+        return HEADER_BYTES + bodies[self.step] if self.step in bodies else 0
 
     def accept(self, index: int, message: bytes) -> None:
         """Take a party's message for this step. The same bytes again are no error and change nothing.
@@ -118,8 +129,7 @@ class Server:
             SecAggMessageError, PublicKeyError, EnrolmentError, ConsistencyError: the message fails a check; nothing was
                 kept.
             AlreadyCountedError: a second masked input, discarded unread.
-            RoundClosedError: from a party that is not, or no longer, in this step; discarded unread.
-            StateError: no step is open.
+            RoundClosedError: late, or from a party that is not, or no longer, in this step; discarded unread.
         """
         if self.step >= Step.OPEN:
             raise RoundClosedError(self._where, expected="a message before the end", got="a late one")
@@ -139,7 +149,7 @@ class Server:
             self._agreeing.accept(position, message)
         elif self._unmasking is not None:
             self._unmasking.accept(position, message)
-        self._answered[index] = b"" if self.step is Step.MASK else message
+        self._answered[index] = b"" if self.step is Step.MASK else _digest(message)
 
     def close_step(self) -> dict[int, bytes]:
         """End the present step and return what goes to each party of the next one.
@@ -200,7 +210,7 @@ class Server:
     def _check_repeated(self, index: int, message: bytes) -> None:
         if self.step is Step.MASK:
             raise AlreadyCountedError(self._where, expected="one masked input of a party", got="a second one")
-        if self._answered[index] != message:
+        if self._answered[index] != _digest(message):
             raise ConsistencyError(self._where, expected="the same bytes as the first time", got="others")
 
     def _close(self) -> dict[int, bytes]:
@@ -245,6 +255,10 @@ class Server:
     def _by_index(self, messages: dict[int, bytes]) -> dict[int, bytes]:
         indices = {p: i for i, p in self._positions.items()}
         return {indices[p]: m for p, m in messages.items()}
+
+
+def _digest(message: bytes) -> bytes:
+    return hashlib.sha256(message).digest()  # enough to tell a retry; the message itself need not be kept
 
 
 def _add(totals: list[Words], parts: Iterable[list[Words]]) -> None:
