@@ -16,6 +16,7 @@ import argparse
 import copy
 import gc
 import os
+import pickle
 import statistics
 import time
 import tracemalloc
@@ -33,6 +34,7 @@ from covey.secagg import EnrolmentAuthority, Mode, Party, Server, Session, Step
 from covey.secagg.encoding import bitmap
 from covey.secagg.messages import Opening, Survivors
 from covey.secagg.party import share as share_step
+from covey.secagg.server.unmask import unmask_task
 from covey.types.segments import Segment
 
 _ADVERSARY = 0.05
@@ -241,6 +243,28 @@ def workers(server: Server, repeats: int) -> tuple[list[float], list[float]]:
     return ratios, control
 
 
+def longest_path(server: Server) -> float:
+    """Return what two workers could gain by processor time: all of the opening over its longest path.
+
+    A busy machine does not disturb it; it leaves out starting processes and what the pipes between them cost.
+    """
+    mine, clock = copy.deepcopy(server), time.process_time
+    assert mine._unmasking is not None and mine._masking is not None
+    start = clock()
+    tasks = mine._unmasking._tasks(mine._unmasking._secrets(), 2)
+    alone, shared, parts = clock() - start, [], []
+    for task in tasks:
+        start = clock()
+        parts.append(pickle.dumps(unmask_task(pickle.loads(pickle.dumps(task)))))
+        shared.append(clock() - start)
+    start = clock()
+    for part in parts:
+        for total, words in zip(mine._masking.totals, pickle.loads(part), strict=True):
+            np.add(total, words, out=total)
+    alone += clock() - start
+    return (alone + sum(shared)) / (alone + max(shared))
+
+
 def _loop(count: int) -> int:
     total = 0
     for i in range(count):
@@ -322,6 +346,7 @@ def judge_workers(report: Report, case: Case, measured: Measured, repeats: int) 
     ratios, control = workers(measured.server, repeats)
     value, loops = statistics.median(ratios), statistics.median(control)
     reason = f"{case.name}; turns {min(ratios):.2f} to {max(ratios):.2f}; plain loops gain {loops:.2f}"
+    reason += f"; by processor time on the longest path {longest_path(measured.server):.2f}"
     holds = True if value >= 1.8 else None if loops < 1.9 else False
     report.goal(name, value, goal, holds, reason + ("; the machine is busy" if holds is None else ""))
 
