@@ -21,6 +21,7 @@ RUNS = [
     ("device_memory",),
     ("first_round",),
     ("privacy",),
+    ("secagg",),
 ]
 
 

@@ -4,7 +4,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from covey.compression.codec import codec_named
 from covey.device.private import PrivacyFloor
 from covey.device.session import SendAbandon, SendReport, Session, Train
 from covey.device.trainer import OnnxTrainer
@@ -15,7 +14,7 @@ from covey.privacy.randomness import AesCtr
 from covey.privacy.spec import Setting, parse_spec
 from covey.recipes.prepare import Prepared
 from covey.recipes.private import with_privacy
-from covey.server.aggregator import body_limits
+from covey.server.aggregator import body_limits, segment_codecs
 from covey.types.errors import LayoutError, PlanFormatError, SeededNoiseError, TrainingError
 from covey.types.segments import HEADER
 from covey.wire.framing import decode_update
@@ -58,7 +57,8 @@ def parts_of(plan: bytes, effect: SendReport) -> dict[str, np.ndarray]:
     manifest = unpack_plan(plan).manifest
     raw = decode_update(effect.body, body_limits(manifest, 0))
     lengths = {s.name: s.length for s in manifest.layout(0)}
-    return {k: codec_named(manifest.codecs(0)[k]).decode(v, lengths[k]) for k, v in raw.items()}
+    codecs = segment_codecs(manifest, 0)
+    return {k: codecs[k].decode(v, lengths[k], bytes(32)) for k, v in raw.items()}
 
 
 @pytest.mark.parametrize("spec", ["gaussian:clip=0.001,noise=1", "skellam:clip=0.001,noise=1"])

@@ -5,12 +5,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from covey.secagg import EnrolmentAuthority, Mode, Party, Server, Session, Step
 from covey.types.segments import Segment
 
 NOW_S = 1_800_000_000
+HBC, ACTIVE = Mode.HONEST_BUT_CURIOUS, Mode.ACTIVE
+BOTH = pytest.mark.parametrize("mode", list(Mode))
 
 
 class Seeded:
@@ -121,3 +124,19 @@ class Run:
 
     def expected_sums(self, survivors) -> list[np.ndarray]:
         return [sum(v) for v in zip(*(self.inputs[i] for i in survivors), strict=True)]
+
+
+def pieces(raw: bytes, size: int) -> list[bytes]:
+    """Cut what travels in one piece."""
+    assert len(raw) % size == 0
+    return [raw[i : i + size] for i in range(0, len(raw), size)]
+
+
+def at(step: Step, mode: Mode = Mode.HONEST_BUT_CURIOUS, **changes: object) -> Run:
+    """A session that waits for ``step``'s messages."""
+    return Run(session(mode, **changes)).until(step)
+
+
+def is_over(who: Party) -> bool:
+    """Whether a party has dropped all that it knew."""
+    return "the end" in repr(who)

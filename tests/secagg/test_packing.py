@@ -122,3 +122,14 @@ def test_a_seed_has_32_bytes_and_shows_none_of_them():
     with pytest.raises(ValueError, match="32 bytes"):
         MaskStreams([SignedSeed(bytes(31))], np.dtype("<u2"))
     assert "\\x07" not in repr(SignedSeed(b"\x07" * 32))
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<u8"])
+def test_a_short_vector_is_masked_by_the_seed_itself(dtype):
+    rng = np.random.default_rng(2)
+    seeds = [rng.bytes(32) for _ in range(5)]
+    for length in range(1, 32 // np.dtype(dtype).itemsize + 1):
+        total = np.full(length, 9, dtype)
+        add_masks(total, [SignedSeed(s, negative=i in (1, 4)) for i, s in enumerate(seeds)])
+        words = [np.frombuffer(s, dtype)[:length] for s in seeds]
+        assert np.array_equal(total, 9 + words[0] - words[1] + words[2] + words[3] - words[4])

@@ -99,6 +99,12 @@ def test_an_active_server_needs_a_quorum_after_the_dropout():
     assert find_parameters(100, 0.33, 0.32, active=True).t_used == 67
 
 
+def test_no_degree_is_an_error_and_not_a_guess():
+    assert table(1000, 0.5, 0.499) is None
+    with pytest.raises(SecAggParameterError, match="a degree"):
+        find_parameters(1000, 0.5, 0.499, active=False)
+
+
 def test_the_command_prints_table_and_used_numbers():
     line = ["secagg", "parameters", "--parties", "1000", "--adversary", "0.05", "--dropout", "0.10"]
     done = CliRunner().invoke(cli, [*line, "--json", "-"])

@@ -166,3 +166,10 @@ def test_keys_differ_by_purpose_direction_party_segment_session_and_root():
         keys.commitment(scope, shared, 2),
     }
     assert len(found) == 11
+
+
+def test_keys_that_only_begin_alike_are_different():
+    keys_alike = b"".join(b"prefix 8" + bytes([i]) * 23 + b"\0" for i in range(1, 5))
+    check_public_keys(np.frombuffer(keys_alike, np.uint8).reshape(-1, 32))
+    beginning_like_low_order = bytes(8) + b"\1" * 23 + b"\0"
+    check_public_keys(np.frombuffer(beginning_like_low_order, np.uint8).reshape(1, 32))

@@ -115,7 +115,18 @@ def test_many_secrets_combine_like_one():
     secrets = [rng.bytes(32) for _ in range(50)]
     shares = [split(s, 4, holders, Seeded(i)) for i, s in enumerate(secrets)]
     stacked = np.stack([np.stack([field.from_bytes(x) for x in row]) for row in shares])
-    assert [field.to_bytes(row) for row in combine_many(holders, stacked)] == secrets
+    assert [
+        field.to_bytes(row) for row in combine_many(np.tile(np.array(holders, np.uint16), (50, 1)), stacked)
+    ] == secrets
+
+
+def test_many_secrets_with_holders_of_their_own_combine_like_one():
+    rng = np.random.default_rng(6)
+    rows = [rng.choice(np.arange(1, 65_536), 3, replace=False).tolist() for _ in range(40)]
+    secrets = [rng.bytes(32) for _ in rows]
+    shares = [split(s, 3, row, Seeded(i)) for i, (s, row) in enumerate(zip(secrets, rows, strict=True))]
+    stacked = np.stack([np.stack([field.from_bytes(x) for x in row]) for row in shares])
+    assert [field.to_bytes(row) for row in combine_many(np.array(rows, np.uint16), stacked)] == secrets
 
 
 @pytest.mark.parametrize("t, holders", [(0, [1]), (3, [1, 2]), (1, [0, 1]), (1, [1, 1]), (1, [65_536])])

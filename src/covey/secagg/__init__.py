@@ -1,4 +1,34 @@
-"""Secure Aggregation: the server learns the sum over a large enough set, or nothing."""
+"""Secure Aggregation: the server learns the sum over a large enough set, or nothing.
+
+Vectors of integers go in, their modular sums come out; useful for anything that needs only a sum. Sans-I/O: messages
+are bytes, randomness and executors are arguments. :func:`sum_in_process` for a first look, :class:`Party` and
+:class:`Server` for transports; ``SPEC.md`` for implementers, ``docs/secure-aggregation.md`` for users.
+
+**The threat model.** Every party adds to its input a mask of its own and one for each neighbour, which that neighbour
+subtracts. What opens a dropout's masks or a survivor's own mask is shared among its neighbours, ``t`` of whom can
+combine it; a party gives away one of the two, never both. So whoever holds all messages and the state of the
+colluders learns:
+
+- *honest-but-curious server* (:attr:`Mode.HONEST_BUT_CURIOUS`, SecAgg+), colluding with at most the share
+  ``adversary`` of the parties, fixed before keys are advertised: the sum over the survivors, at least
+  ``min_survivors``, and from it the sum of the honest ones. Assumes that the server follows the protocol: **no
+  claim** about one that chooses neighbours, swaps keys or tells parties different things.
+- *active server* (:attr:`Mode.ACTIVE`, Bonawitz et al. 2017), which may do all that, with as many colluders: the same
+  sum or nothing. Assumes an enrolment authority that the application pins, that is not the coordinator, and that lets
+  no more sybils through than ``adversary``. Every party checks signed keys, and unmasks only after ``t`` survivors
+  signed that they were told the same session, keys and survivors; ``2 t > n_max + colluders``, so two stories never
+  both reach ``t``.
+- *parties, without the server*: nothing; they see public keys, ciphertexts for them, and who takes part.
+- *the network*: an eavesdropper learns what the server learns, so the transport has to encrypt; and it has to
+  authenticate who sent a message.
+
+Two numbers, never to be confused: ``t`` shares open a secret; ``min_survivors`` inputs are in a sum. Both are pinned
+in the plan, hold for each group by itself, and are recomputed by each party, never taken from the server.
+
+**What stays undefended**: sybils beyond the assumed share; adversarial grouping; poisoned inputs; denial of service
+(a liar is detected, not named, and nothing opens); differencing across rounds; what the exact sum itself reveals; a
+device whose memory is read while a session runs; a bad source of randomness.
+"""
 
 from covey.secagg.identity import Certificate, EnrolmentAuthority, Identity
 from covey.secagg.in_process import run_in_process, smallest_segment, sum_in_process

@@ -7,6 +7,7 @@ the parties as it likes: sparse graphs are for honest-but-curious servers only.
 """
 
 import numpy as np
+from numpy.typing import NDArray
 
 from covey.secagg.masks import SignedSeed, add_masks
 
@@ -32,7 +33,18 @@ class Graph:
             ranks = np.zeros(num_parties, np.dtype("<u8"))
             add_masks(ranks, [SignedSeed(seed)])
             self._ring = np.argsort(ranks, kind="stable")
-            self._place = np.argsort(self._ring)
+            self._place = np.empty_like(self._ring)
+            self._place[self._ring] = np.arange(num_parties)
+
+    def matrix(self) -> NDArray[np.int16]:
+        """Return everybody's neighbours: int16[num_parties, degree], rows ascending."""
+        if self._is_complete:
+            everybody = np.arange(self._num_parties, dtype=np.int16)
+            columns = everybody[:-1]
+            return columns + (columns >= everybody[:, None]).astype(np.int16)
+        offsets = np.delete(np.arange(-self._half, self._half + 1), self._half)
+        around = self._ring[(self._place[:, None] + offsets) % self._num_parties]
+        return np.sort(around, axis=1).astype(np.int16)
 
     def neighbours(self, position: int) -> tuple[int, ...]:
         """Return a position's neighbours, ascending, without itself."""

@@ -2,8 +2,9 @@
 
 A seed is 32 bytes: the AES-128 key and the initial counter block (big-endian, incremented modulo 2^128). The key stream
 is read as little-endian words of the segment's word size. A seed belongs to one segment of one pair (or one party) of
-one session and is expanded once. Expansion and addition are fused: the stream of a chunk goes through a buffer that
-stays in the cache, and no vector but the one being masked ever exists.
+one session and is expanded once. A vector of at most 32 bytes, as the counter is, needs no cipher: its mask is the
+seed itself, read as words. Expansion and addition are fused: the stream of a chunk goes through a buffer that stays in
+the cache, and no vector but the one being masked ever exists.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ class SignedSeed:
 
 
 class MaskStreams:
-    """The masks of one segment, expanded side by side, chunk by chunk. Not thread-safe; each stream is read once."""
+    """The masks of one long segment, side by side, chunk by chunk. Not thread-safe; each stream is read once."""
 
     def __init__(self, seeds: Sequence[SignedSeed], dtype: np.dtype[np.unsignedinteger]) -> None:
         self._streams = [(_encryptor(s.seed), np.subtract if s.negative else np.add) for s in seeds]
@@ -55,10 +56,20 @@ class MaskStreams:
 
 def add_masks(total: Words, seeds: Sequence[SignedSeed]) -> None:
     """Add many masks to a whole vector, in place."""
+    if total.nbytes <= SEED_BYTES:
+        _add_short(total, seeds)
+        return
     for first in range(0, len(seeds), _BATCH):
         streams = MaskStreams(seeds[first : first + _BATCH], total.dtype)
         for i in range(0, len(total), CHUNK):
             streams.add_next(total[i : i + CHUNK])
+
+
+def _add_short(total: Words, seeds: Sequence[SignedSeed]) -> None:
+    for negative, combine in ((False, np.add), (True, np.subtract)):
+        raw = b"".join(s.seed for s in seeds if s.negative is negative)
+        words = np.frombuffer(raw, total.dtype).reshape(-1, SEED_BYTES // total.itemsize)[:, : len(total)]
+        combine(total, words.sum(axis=0, dtype=total.dtype), out=total)
 
 
 def _encryptor(seed: bytes) -> CipherContext:

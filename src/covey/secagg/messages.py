@@ -22,22 +22,21 @@ kind  name           from -> to           body after the 40 bytes
 """
 
 import hashlib
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from covey.secagg.identity import Certificate
+from covey.secagg.encoding import EVERYBODY, Reader, body, header
+from covey.secagg.identity import Certificate, verify, verify_certificate
 from covey.secagg.keys import KEY_BYTES, SEALED_BYTES, SHARE_BYTES
-from covey.secagg.parameters import MAX_PARTIES
-from covey.secagg.session import VERSION, Session
-from covey.types.errors import SecAggMessageError
+from covey.secagg.session import Session
+from covey.types.errors import EnrolmentError, PublicKeyError, SecAggMessageError
 
 __all__ = [
-    "HEADER_BYTES",
     "Advertisement",
     "Delivery",
     "MaskedInput",
@@ -47,75 +46,10 @@ __all__ = [
     "Signature",
     "Signatures",
     "Survivors",
-    "bitmap",
-    "positions",
     "transcript",
 ]
 
-HEADER_BYTES = 40
-_MAGIC = b"CVSA"
-_EVERYBODY = 0xFFFF
 _SIGNATURE_BYTES = 64
-
-
-def header(session: Session, kind: int, index: int = _EVERYBODY) -> bytes:
-    """Return the 40 bytes with which a message begins."""
-    return _MAGIC + struct.pack("<BBH", VERSION, kind, index) + session.id
-
-
-def body(session: Session, kind: int, index: int, message: bytes) -> memoryview:
-    """Return what follows the header.
-
-    Raises:
-        SecAggMessageError: not a message of this kind, session and party.
-    """
-    if bytes(message[:HEADER_BYTES]) != header(session, kind, index):
-        raise SecAggMessageError(
-            f"message of kind {kind}", expected="one of this version, kind, session and party", got="another",
-            hint="was this side told another plan, checkpoint or threshold than the other?",
-        )  # fmt: skip
-    return memoryview(message)[HEADER_BYTES:]
-
-
-class _Reader:
-    """Takes fixed pieces off a body; a piece that is missing, or a byte left over, raises."""
-
-    def __init__(self, name: str, data: memoryview) -> None:
-        self._name, self._data = name, data
-
-    def take(self, num_bytes: int) -> bytes:
-        if num_bytes > len(self._data):
-            raise self.malformed(f"{num_bytes} more bytes", f"{len(self._data)}")
-        piece, self._data = bytes(self._data[:num_bytes]), self._data[num_bytes:]
-        return piece
-
-    def number(self, num_bytes: int) -> int:
-        return int.from_bytes(self.take(num_bytes), "little")
-
-    def count(self, at_most: int) -> int:
-        count = self.number(2)
-        if count > at_most:
-            raise self.malformed(f"a count of at most {at_most}", str(count))
-        return count
-
-    def end(self) -> None:
-        if len(self._data):
-            raise self.malformed("the end", f"{len(self._data)} more bytes")
-
-    def malformed(self, expected: str, got: str) -> SecAggMessageError:
-        return SecAggMessageError(self._name, expected=expected, got=got)
-
-
-def bitmap(members: Iterable[int], num_parties: int) -> bytes:
-    """Return a set of positions as bits."""
-    bits = np.zeros(num_parties, bool)
-    bits[list(members)] = True
-    return np.packbits(bits, bitorder="little").tobytes()
-
-
-def positions(bits: bytes) -> frozenset[int]:
-    """Return the positions of the ones."""
-    return frozenset(np.flatnonzero(np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")).tolist())
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +77,19 @@ class Advertisement:
         index = self.index.to_bytes(2, "little")
         return b"covey secagg 1 advertise\0" + session.id + index + self.cipher_key + self.mask_key + identity
 
+    def verify(self, session: Session, now_s: int) -> None:
+        """Check, in active mode, that a party with a valid certificate signed these keys for this session.
+
+        Raises:
+            EnrolmentError: no certificate by the pinned authority for this population, or an expired one.
+            PublicKeyError: the party signed something else.
+        """
+        if self.certificate is None:
+            raise EnrolmentError("advertisement", expected="a certificate", got="none")
+        verify_certificate(self.certificate, session.authority, session.population, now_s)
+        error = PublicKeyError("advertisement", expected="keys signed by their party for this session", got="others")
+        verify(self.certificate.identity_key, self.signature, self.statement(session), error)
+
     def entry(self) -> bytes:
         """Return the body, which is also the party's entry in the roster."""
         if self.certificate is None:
@@ -158,13 +105,13 @@ class Advertisement:
     @classmethod
     def decode(cls, session: Session, index: int, message: bytes) -> Self:
         """Read a message that this party must have sent."""
-        reader = _Reader("advertisement", body(session, cls.kind, index, message))
+        reader = Reader("advertisement", body(session, cls.kind, index, message))
         out = cls.read(reader, session, index)
         reader.end()
         return out
 
     @classmethod
-    def read(cls, reader: _Reader, session: Session, index: int) -> Self:
+    def read(cls, reader: Reader, session: Session, index: int) -> Self:
         """Read an entry."""
         cipher_key, mask_key = reader.take(KEY_BYTES), reader.take(KEY_BYTES)
         if not session.is_active:
@@ -199,13 +146,13 @@ class Roster:
     @classmethod
     def decode(cls, session: Session, message: bytes) -> Self:
         """Read it; indices ascend and are below ``n_max``."""
-        reader = _Reader("roster", body(session, cls.kind, _EVERYBODY, message))
+        reader = Reader("roster", body(session, cls.kind, EVERYBODY, message))
         count = reader.count(session.n_max)
         listed = reader.take(count * (2 + session.entry_bytes))
         reader.end()
         records = np.frombuffer(listed, np.uint8).reshape(count, 2 + session.entry_bytes)
         indices = records[:, :2].copy().view("<u2")[:, 0].astype(np.int64)
-        if np.any(np.diff(indices, append=session.n_max) <= 0):
+        if np.any(indices[1:] <= indices[:-1]) or np.any(indices[-1:] >= session.n_max):
             raise reader.malformed(f"ascending indices below {session.n_max}", "others")
         return cls(tuple(indices.tolist()), listed)
 
@@ -213,7 +160,7 @@ class Roster:
         """Return the entry at a position."""
         size = 2 + session.entry_bytes
         entry = memoryview(self.listed)[position * size + 2 : (position + 1) * size]
-        return Advertisement.read(_Reader("roster", entry), session, self.indices[position])
+        return Advertisement.read(Reader("roster", entry), session, self.indices[position])
 
     def public_keys(self, session: Session) -> NDArray[np.uint8]:
         """Return uint8[2 * parties, 32]: everybody's cipher and mask keys."""
@@ -222,52 +169,54 @@ class Roster:
 
     def root(self, session: Session) -> bytes:
         """Return the hash of all entries, to which every later key and signature is bound."""
-        return hashlib.sha256(b"covey secagg 1 roster\0" + self.encode(session)).digest()
+        digest = hashlib.sha256(b"covey secagg 1 roster\0")
+        digest.update(self.encode(session))
+        return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Shares:
-    """A party's sealed shares for its neighbours, in their order, and the commitment to its self seed."""
+    """A party's sealed shares for its neighbours, one after the other in their order, and its commitment."""
 
     kind: ClassVar[int] = 3
     index: int
     commitment: bytes
-    sealed: tuple[bytes, ...]
+    sealed: bytes
 
     def encode(self, session: Session) -> bytes:
         """Return the message."""
-        count = len(self.sealed).to_bytes(2, "little")
-        return header(session, self.kind, self.index) + self.commitment + count + b"".join(self.sealed)
+        count = (len(self.sealed) // SEALED_BYTES).to_bytes(2, "little")
+        return b"".join((header(session, self.kind, self.index), self.commitment, count, self.sealed))
 
     @classmethod
     def decode(cls, session: Session, index: int, message: bytes, num_neighbours: int) -> Self:
         """Read a message that this party must have sent: exactly one share for each neighbour."""
-        reader = _Reader("shares", body(session, cls.kind, index, message))
+        reader = Reader("shares", body(session, cls.kind, index, message))
         committed = reader.take(32)
-        sealed = _pieces(reader, num_neighbours, SEALED_BYTES)
+        sealed = reader.pieces(num_neighbours, SEALED_BYTES)
         return cls(index, committed, sealed)
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """U2, and the shares that a party's neighbours in U2 sealed for it, in their order."""
+    """U2, and the shares that a party's neighbours in U2 sealed for it, one after the other in their order."""
 
     kind: ClassVar[int] = 4
     index: int
     sharers: bytes
-    sealed: tuple[bytes, ...]
+    sealed: bytes
 
     def encode(self, session: Session) -> bytes:
         """Return the message."""
-        count = len(self.sealed).to_bytes(2, "little")
-        return header(session, self.kind, self.index) + self.sharers + count + b"".join(self.sealed)
+        count = (len(self.sealed) // SEALED_BYTES).to_bytes(2, "little")
+        return b"".join((header(session, self.kind, self.index), self.sharers, count, self.sealed))
 
     @classmethod
     def decode(cls, session: Session, index: int, message: bytes, num_parties: int) -> Self:
         """Read a message for this party; whether the count fits the bitmap is the party's to check."""
-        reader = _Reader("delivery", body(session, cls.kind, index, message))
-        sharers = _bits(reader, num_parties)
-        return cls(index, sharers, _pieces(reader, None, SEALED_BYTES))
+        reader = Reader("delivery", body(session, cls.kind, index, message))
+        sharers = reader.bits(num_parties)
+        return cls(index, sharers, reader.pieces(None, SEALED_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,9 +236,11 @@ class MaskedInput:
         return cls(index, packed)
 
     @classmethod
-    def begin(cls, session: Session, index: int) -> bytearray:
-        """Return the message with an empty body to fill in."""
-        return bytearray(header(session, cls.kind, index) + bytes(session.packed_bytes))
+    def begin(cls, session: Session, index: int) -> BytesIO:
+        """Return the message without its body, which is to be written behind it."""
+        message = BytesIO()
+        message.write(header(session, cls.kind, index))
+        return message
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,8 +257,8 @@ class Survivors:
     @classmethod
     def decode(cls, session: Session, message: bytes, num_parties: int) -> Self:
         """Read it."""
-        reader = _Reader("survivors", body(session, cls.kind, _EVERYBODY, message))
-        bits = _bits(reader, num_parties)
+        reader = Reader("survivors", body(session, cls.kind, EVERYBODY, message))
+        bits = reader.bits(num_parties)
         reader.end()
         return cls(bits)
 
@@ -333,7 +284,7 @@ class Signature:
     @classmethod
     def decode(cls, session: Session, index: int, message: bytes) -> Self:
         """Read a message that this party must have sent."""
-        reader = _Reader("signature", body(session, cls.kind, index, message))
+        reader = Reader("signature", body(session, cls.kind, index, message))
         signature = reader.take(_SIGNATURE_BYTES)
         reader.end()
         return cls(index, signature)
@@ -354,7 +305,7 @@ class Signatures:
     @classmethod
     def decode(cls, session: Session, message: bytes) -> Self:
         """Read it; indices ascend, so nobody counts twice."""
-        reader = _Reader("signatures", body(session, cls.kind, _EVERYBODY, message))
+        reader = Reader("signatures", body(session, cls.kind, EVERYBODY, message))
         out: list[tuple[int, bytes]] = []
         for _ in range(reader.count(session.n_max)):
             index = reader.number(2)
@@ -367,35 +318,19 @@ class Signatures:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Opening:
-    """A party's shares of one secret each of its neighbours in U2 and of itself, by index."""
+    """A party's shares of one secret each of its neighbours in U2 and of itself, one after the other by index."""
 
     kind: ClassVar[int] = 9
     index: int
-    shares: tuple[bytes, ...]
+    shares: bytes
 
     def encode(self, session: Session) -> bytes:
         """Return the message."""
-        count = len(self.shares).to_bytes(2, "little")
-        return header(session, self.kind, self.index) + count + b"".join(self.shares)
+        count = (len(self.shares) // SHARE_BYTES).to_bytes(2, "little")
+        return header(session, self.kind, self.index) + count + self.shares
 
     @classmethod
     def decode(cls, session: Session, index: int, message: bytes, num_shares: int) -> Self:
         """Read a message that this party must have sent: exactly ``num_shares`` shares."""
-        reader = _Reader("opening", body(session, cls.kind, index, message))
-        return cls(index, _pieces(reader, num_shares, SHARE_BYTES))
-
-
-def _pieces(reader: _Reader, count: int | None, num_bytes: int) -> tuple[bytes, ...]:
-    found = reader.count(MAX_PARTIES)
-    if count is not None and found != count:
-        raise reader.malformed(f"{count} shares", str(found))
-    raw = reader.take(found * num_bytes)
-    reader.end()
-    return tuple(raw[i : i + num_bytes] for i in range(0, len(raw), num_bytes))
-
-
-def _bits(reader: _Reader, num_parties: int) -> bytes:
-    bits = reader.take(-(-num_parties // 8))
-    if num_parties % 8 and bits[-1] >> (num_parties % 8):
-        raise reader.malformed("zeros behind the last party", "ones")
-    return bits
+        reader = Reader("opening", body(session, cls.kind, index, message))
+        return cls(index, reader.pieces(num_shares, SHARE_BYTES))

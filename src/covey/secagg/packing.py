@@ -9,6 +9,7 @@ contiguous run; bits that belong to no coordinate are zero, so a vector has one 
 times as slowly in NumPy.)
 """
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +17,18 @@ from numpy.typing import NDArray
 
 from covey.types.errors import SecAggMessageError
 
-__all__ = ["CHUNK", "Bytes", "Words", "check_padding", "chunks", "pack", "packed_bytes", "unpack", "word_dtype"]
+__all__ = [
+    "CHUNK",
+    "Bytes",
+    "Words",
+    "check_padding",
+    "chunks",
+    "pack",
+    "packed_bytes",
+    "unpack",
+    "unpack_onto",
+    "word_dtype",
+]
 
 CHUNK = 1 << 16
 """Coordinates that are masked, packed and folded at a time: 128 KiB of uint16, 256 KiB of uint32."""
@@ -81,6 +93,14 @@ def unpack(data: Bytes, ring_bits: int, out: Words) -> Words:
     return out
 
 
+def unpack_onto(total: Words, data: Bytes, ring_bits: int, scratch: Bytes) -> None:
+    """Unpack one chunk and add it to ``total``; ``scratch`` holds at least as many bytes."""
+    if ring_bits == 8 * total.itemsize:
+        total += data.view(total.dtype)  # the packed chunk is the words themselves
+    else:
+        total += unpack(data, ring_bits, scratch[: total.nbytes].view(total.dtype))
+
+
 def check_padding(data: Bytes, length: int, ring_bits: int) -> None:
     """Raise unless the bits of a packed vector that belong to no coordinate are zero.
 
@@ -99,8 +119,9 @@ def check_padding(data: Bytes, length: int, ring_bits: int) -> None:
                 raise SecAggMessageError("packed vector", expected="zeros in the padding", got="ones")
 
 
-def _planes(ring_bits: int) -> list[int]:
-    return [w for w in (64, 32, 16, 8, 4, 2, 1) if ring_bits & w]
+@functools.cache
+def _planes(ring_bits: int) -> tuple[int, ...]:
+    return tuple(w for w in (64, 32, 16, 8, 4, 2, 1) if ring_bits & w)
 
 
 def _plane_bytes(count: int, width: int) -> int:

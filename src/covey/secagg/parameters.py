@@ -146,8 +146,14 @@ def _used(size: int, corrupt: int, dropped: int, *, active: bool) -> tuple[int, 
     survivors = size - dropped
     if not active and size > COMPLETE_UP_TO:
         found = _Population(size, corrupt, dropped).smallest(semi_malicious=False)
-        if found is not None:
-            return found
+        if found is None:
+            raise SecAggParameterError(
+                f"a group of {size}",
+                expected="a degree at which nobody is exposed and the sum still opens",
+                got="none",
+                hint="assume less dropout or fewer adversaries, or make smaller groups",
+            )
+        return found
     if corrupt + 1 > survivors or (active and quorum > survivors):
         need = quorum if active else corrupt + 1
         raise SecAggParameterError(

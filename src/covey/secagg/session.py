@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from covey.secagg.keys import SEALED_BYTES
 from covey.secagg.packing import packed_bytes
 from covey.secagg.parameters import MAX_GROUP_ACTIVE, MAX_PARTIES, active_quorum, find_parameters
 from covey.types.errors import LayoutError, SecAggParameterError
@@ -19,7 +20,6 @@ from covey.types.segments import Segment
 __all__ = ["COUNTER", "VERSION", "Mode", "Session"]
 
 VERSION = 1
-SEALED_BYTES = 80
 MAX_SEGMENTS = 64
 MAX_PACKED_BYTES = 1 << 31
 
@@ -144,7 +144,7 @@ class Session:
 
     @property
     def max_message_bytes(self) -> int:
-        """The longest message of any step, so that a transport need not read more."""
+        """The longest message of any step in either direction, so that a transport need not read more."""
         shares = (self.num_neighbours + 1) * SEALED_BYTES
         return 64 + max(self.packed_bytes, shares + -(-self.n_max // 8), 2 + self.n_max * (2 + self.entry_bytes))
 

@@ -63,33 +63,37 @@ def combine(shares: dict[int, bytes]) -> bytes:
     if len({len(s) for s in shares.values()}) != 1 or not all(1 <= x <= ORDER for x in shares):
         raise ShareError("shares", expected="shares of one length from holders 1 to 65,535", got="others")
     values = np.stack([field.from_bytes(s) for s in shares.values()])
-    return field.to_bytes(combine_many(tuple(shares), values[None])[0])
+    return field.to_bytes(combine_many(np.array([list(shares)], np.uint16), values[None])[0])
 
 
-def combine_many(holders: Sequence[int], shares: Elements) -> Elements:
-    """Combine many secrets that the same holders have shares of.
+def combine_many(holders: Elements, shares: Elements) -> Elements:
+    """Combine many secrets, each from its own ``t`` holders.
 
     Args:
-        holders: ``t`` coordinates.
+        holders: uint16[secrets, t]: distinct coordinates in each row.
         shares: uint16[secrets, t, limbs], in the order of the holders.
 
     Returns:
         uint16[secrets, limbs].
     """
-    weights = _lagrange_logs(holders)
-    out = np.empty((shares.shape[0], shares.shape[2]), np.uint16)
-    rows = max(1, _BLOCK // max(1, shares.shape[1] * shares.shape[2]))
-    for i in range(0, len(shares), rows):
-        terms = field.exp(field.log(shares[i : i + rows]) + weights[None, :, None])
+    num_secrets, t, num_limbs = shares.shape
+    out = np.empty((num_secrets, num_limbs), np.uint16)
+    same = bool(np.all(holders == holders[:1]))  # so in a complete graph: the weights are computed once
+    once = _lagrange_logs(holders[:1]) if same else None
+    rows = max(1, _BLOCK // (t * (num_limbs if same else max(t, num_limbs))))
+    for i in range(0, num_secrets, rows):
+        weights = _lagrange_logs(holders[i : i + rows]) if once is None else once
+        terms = field.exp(field.log(shares[i : i + rows]) + weights[:, :, None])
         out[i : i + rows] = np.bitwise_xor.reduce(terms, axis=1)
     return out
 
 
-def _lagrange_logs(holders: Sequence[int]) -> NDArray[np.int32]:
-    """Return the logarithms of ``prod_{j != i} x_j / (x_j - x_i)``: Lagrange's weights at zero."""
-    x = np.asarray(holders, np.uint16)
-    log_x = field.log(x).astype(np.int64)
-    differences = field.log(x[:, None] ^ x[None, :]).astype(np.int64)
-    np.fill_diagonal(differences, 0)
-    logs: NDArray[np.int32] = ((log_x.sum() - log_x - differences.sum(axis=1)) % ORDER).astype(np.int32)
+def _lagrange_logs(holders: Elements) -> NDArray[np.int32]:
+    """Return the logarithms of ``prod_{j != i} x_j / (x_j - x_i)``, Lagrange's weights at zero, row by row."""
+    log_x = field.log(holders).astype(np.int64)
+    differences = field.log(holders[:, :, None] ^ holders[:, None, :])
+    diagonal = np.arange(holders.shape[1])
+    differences[:, diagonal, diagonal] = 0
+    divided = log_x + differences.sum(axis=2, dtype=np.int64)
+    logs: NDArray[np.int32] = ((log_x.sum(axis=1, keepdims=True) - divided) % ORDER).astype(np.int32)
     return logs

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
+from covey.secagg.encoding import positions
 from covey.secagg.identity import Identity, verify
-from covey.secagg.messages import Signature, Signatures, Survivors, positions, transcript
+from covey.secagg.messages import Signature, Signatures, Survivors, transcript
 from covey.secagg.party.mask import Masked
 from covey.types.errors import ConsistencyError, ThresholdError
 

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
+from covey.secagg.encoding import positions
 from covey.secagg.group import Group
-from covey.secagg.keys import SHARE_BYTES, agree, open_share, pair_key, segment_seed, self_key
-from covey.secagg.masks import MaskStreams, SignedSeed
-from covey.secagg.messages import HEADER_BYTES, Delivery, MaskedInput, positions
-from covey.secagg.packing import Bytes, Words, chunks, pack, packed_bytes, word_dtype
+from covey.secagg.keys import SEALED_BYTES, SHARE_BYTES, agree, open_share, pair_key, segment_seed, self_key
+from covey.secagg.masks import SEED_BYTES, MaskStreams, SignedSeed, add_masks
+from covey.secagg.messages import Delivery, MaskedInput
+from covey.secagg.packing import CHUNK, Words, chunks, pack, packed_bytes, word_dtype
 from covey.secagg.party.share import Shared
 from covey.types.errors import SecAggMessageError, ThresholdError, UpdateFormatError, UpdateRangeError
 from covey.types.segments import Segment
@@ -67,7 +69,7 @@ def mask(state: Shared, message: bytes, inputs: Inputs) -> tuple[Masked, bytes]:
     if len(sharers) < session.quorum:
         raise ThresholdError("delivery", expected=f"at least {session.quorum} parties", got=str(len(sharers)))
     present = [p for p in state.neighbours if p in sharers]
-    if state.position not in sharers or len(present) != len(delivery.sealed):
+    if state.position not in sharers or len(present) * SEALED_BYTES != len(delivery.sealed):
         raise SecAggMessageError(
             "delivery",
             expected="this party in U2, and one sealed share from each of its neighbours there",
@@ -76,8 +78,9 @@ def mask(state: Shared, message: bytes, inputs: Inputs) -> tuple[Masked, bytes]:
     if len(present) + 1 < session.threshold:
         raise ThresholdError("delivery", expected=f"{session.threshold} holders", got=str(len(present) + 1))
     held = {}
-    for p, sealed in zip(present, delivery.sealed, strict=True):
+    for i, p in enumerate(present):
         # opened before masking: if a neighbour dealt garbage, it is better to drop out now than after the input left
+        sealed = delivery.sealed[i * SEALED_BYTES : (i + 1) * SEALED_BYTES]
         share = open_share(group.scope, state.keys[p], group.indices[p], own.index, sealed)
         held[p] = Held(share[:SHARE_BYTES], share[SHARE_BYTES:])
     message_out = _masked_message(state, present, inputs)
@@ -125,20 +128,24 @@ def _masked_message(state: Shared, present: Sequence[int], inputs: Inputs) -> by
     session, own = state.group.session, state.group.entry(state.position)
     keys = mask_keys(state, present)
     message = MaskedInput.begin(session, own.index)
-    out, start = np.frombuffer(message, np.uint8), HEADER_BYTES
     counter = np.ones(1, np.uint8)
     for number, (segment, values) in enumerate(zip(session.segments, (*inputs, counter), strict=True)):
         seeds = [SignedSeed(segment_seed(key, number), negative) for key, negative in keys]
-        end = start + packed_bytes(segment.length, segment.ring_bits)
-        _mask_segment(segment, values, seeds, out[start:end])
-        start = end
-    return bytes(message)
+        _write_masked(segment, values, seeds, message)
+    return message.getvalue()
 
 
-def _mask_segment(segment: Segment, values: NDArray[np.integer], seeds: list[SignedSeed], out: Bytes) -> None:
+def _write_masked(segment: Segment, values: NDArray[np.integer], seeds: list[SignedSeed], out: BytesIO) -> None:
     dtype = word_dtype(segment.ring_bits)
-    streams = MaskStreams(seeds, dtype)
-    for coordinates, packed in chunks(segment.length, segment.ring_bits):
+    is_short = segment.length * dtype.itemsize <= SEED_BYTES
+    streams = MaskStreams([] if is_short else seeds, dtype)
+    packed = np.zeros(packed_bytes(min(segment.length, CHUNK), segment.ring_bits), np.uint8)
+    for coordinates, piece in chunks(segment.length, segment.ring_bits):
         words: Words = values[coordinates].astype(dtype)  # modulo 2**bits: two's complement, so a negative fits too
-        streams.add_next(words)
-        pack(words, segment.ring_bits, out[packed])
+        if is_short:
+            add_masks(words, seeds)
+        else:
+            streams.add_next(words)
+        here = packed[: piece.stop - piece.start]
+        pack(words, segment.ring_bits, here)
+        out.write(here.data)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from covey.secagg.group import Group
-from covey.secagg.identity import verify, verify_certificate
 from covey.secagg.keys import KEY_BYTES, SHARE_BYTES, agree, check_public_keys, commitment, seal_key, seal_share
 from covey.secagg.messages import Advertisement, Roster, Shares
 from covey.secagg.party.advertise import Advertised
@@ -67,7 +66,7 @@ def share(
         sealed.append(seal_share(scope, there, own.index, peer.index, dealt))
     committed = commitment(group.scope, self_seed, own.index)
     shared_state = Shared(group, position, neighbours, state.mask_private, self_seed, shares[0][SHARE_BYTES:], keys)
-    return shared_state, Shares(own.index, committed, tuple(sealed)).encode(session)
+    return shared_state, Shares(own.index, committed, b"".join(sealed)).encode(session)
 
 
 def check_roster(session: Session, roster: Roster, own_index: int, now_s: int) -> None:
@@ -87,12 +86,8 @@ def check_roster(session: Session, roster: Roster, own_index: int, now_s: int) -
 
 
 def _check_identities(session: Session, entries: Sequence[Advertisement], own_index: int, now_s: int) -> None:
-    certificates = [e.certificate for e in entries if e.certificate]
-    if len({c.identity_key for c in certificates}) != len(entries):
+    if len({e.certificate.identity_key for e in entries if e.certificate}) != len(entries):
         raise EnrolmentError("roster", expected="a different identity for each party", got="one twice")
-    for entry, certificate in zip(entries, certificates, strict=True):
-        if entry.index == own_index:
-            continue  # compared byte for byte with what this party sent
-        verify_certificate(certificate, session.authority, session.population, now_s)
-        error = PublicKeyError("roster", expected="keys signed by their party for this session", got="others")
-        verify(certificate.identity_key, entry.signature, entry.statement(session), error)
+    for entry in entries:
+        if entry.index != own_index:  # its own is compared byte for byte with what it sent
+            entry.verify(session, now_s)

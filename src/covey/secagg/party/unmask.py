@@ -5,7 +5,8 @@ dropouts, whose mask key is. A request for both kinds of one party cannot be wri
 refused.
 """
 
-from covey.secagg.messages import Opening, positions
+from covey.secagg.encoding import positions
+from covey.secagg.messages import Opening
 from covey.secagg.party.consistency import Signed, check_signatures, check_survivors
 from covey.secagg.party.mask import Masked
 
@@ -32,4 +33,4 @@ def unmask(state: Masked | Signed, message: bytes) -> bytes:
     shares = {p: held.self_seed if p in survivors else held.mask_key for p, held in masked.held.items()}
     shares[masked.position] = masked.own_share
     index = masked.group.indices[masked.position]
-    return Opening(index, tuple(shares[p] for p in sorted(shares))).encode(masked.group.session)
+    return Opening(index, b"".join(shares[p] for p in sorted(shares))).encode(masked.group.session)

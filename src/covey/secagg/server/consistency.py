@@ -1,8 +1,9 @@
 """Step 4 of the server, active mode only: show every survivor that the others were told the same."""
 
+from covey.secagg.encoding import bitmap
 from covey.secagg.group import Group
 from covey.secagg.identity import verify
-from covey.secagg.messages import Signature, Signatures, bitmap, transcript
+from covey.secagg.messages import Signature, Signatures, transcript
 from covey.types.errors import ConsistencyError
 
 __all__ = ["Agreeing"]

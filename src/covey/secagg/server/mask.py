@@ -2,9 +2,11 @@
 
 import numpy as np
 
+from covey.secagg.encoding import bitmap
 from covey.secagg.group import Group
-from covey.secagg.messages import MaskedInput, Survivors, bitmap
-from covey.secagg.packing import CHUNK, Words, check_padding, chunks, packed_bytes, unpack, word_dtype
+from covey.secagg.messages import MaskedInput, Survivors
+from covey.secagg.packing import CHUNK, Words, check_padding, chunks, packed_bytes, unpack_onto, word_dtype
+from covey.types.segments import Segment
 
 __all__ = ["Masking"]
 
@@ -20,7 +22,17 @@ class Masking:
         self.sharers = sharers
         self.totals: list[Words] = [np.zeros(s.length, word_dtype(s.ring_bits)) for s in group.session.segments]
         self.survivors: set[int] = set()
-        self._scratch = {t.dtype: np.zeros(min(CHUNK, max(map(len, self.totals))), t.dtype) for t in self.totals}
+        self._scratch = np.zeros(CHUNK * 8, np.uint8)
+        self._padded: list[tuple[slice, Segment]] = []
+        self._chunks: list[tuple[Words, slice, int]] = []
+        start = 0
+        for s, total in zip(group.session.segments, self.totals, strict=True):
+            end = start + packed_bytes(s.length, s.ring_bits)
+            self._padded += [(slice(start, end), s)] if s.length * s.ring_bits < (end - start) * 8 else []
+            for coordinates, piece in chunks(s.length, s.ring_bits):
+                here = slice(start + piece.start, start + piece.stop)
+                self._chunks.append((total[coordinates], here, s.ring_bits))
+            start = end
 
     def accept(self, position: int, message: bytes) -> None:
         """Fold one masked input.
@@ -28,19 +40,12 @@ class Masking:
         Raises:
             SecAggMessageError: malformed; the sum is untouched.
         """
-        segments, start = self.group.session.segments, 0
         masked = MaskedInput.decode(self.group.session, self.group.indices[position], message)
-        packed, parts = np.frombuffer(masked.packed, np.uint8), []
-        for s in segments:
-            end = start + packed_bytes(s.length, s.ring_bits)
-            parts.append(packed[start:end])
-            check_padding(parts[-1], s.length, s.ring_bits)
-            start = end
-        for s, total, data in zip(segments, self.totals, parts, strict=True):
-            scratch = self._scratch[total.dtype]
-            for coordinates, piece in chunks(s.length, s.ring_bits):
-                words = total[coordinates]
-                words += unpack(data[piece], s.ring_bits, scratch[: len(words)])
+        packed = np.frombuffer(masked.packed, np.uint8)
+        for where, segment in self._padded:
+            check_padding(packed[where], segment.length, segment.ring_bits)
+        for words, where, ring_bits in self._chunks:
+            unpack_onto(words, packed[where], ring_bits, self._scratch)
         self.survivors.add(position)
 
     def close(self) -> dict[int, bytes]:

@@ -1,6 +1,7 @@
 """The server of one group: collects messages, closes steps, opens the sum."""
 
 import enum
+import hashlib
 from collections.abc import Iterable, MutableSet
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -8,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from covey.secagg.packing import Words
+from covey.secagg.encoding import HEADER_BYTES
+from covey.secagg.keys import SEALED_BYTES, SHARE_BYTES
+from covey.secagg.packing import CHUNK, Words
 from covey.secagg.server.advertise import Advertising
 from covey.secagg.server.consistency import Agreeing
 from covey.secagg.server.mask import Masking
@@ -67,12 +70,14 @@ class Server:
     body. Not thread-safe.
     """
 
-    def __init__(self, session: Session, *, used_sessions: MutableSet[bytes]) -> None:
+    def __init__(self, session: Session, *, used_sessions: MutableSet[bytes], now_s: int = 0) -> None:
         """Begin with advertising.
 
         Args:
             session: what the parties will compute for themselves.
             used_sessions: the ids of all sessions of this server; this one is added.
+            now_s: in active mode, seconds since 1970: parties whose certificate has expired by then are refused here
+                rather than by every other party.
 
         Raises:
             SessionReusedError: the session was used before.
@@ -82,7 +87,7 @@ class Server:
         used_sessions.add(session.id)
         self.session = session
         self.step = Step.ADVERTISE
-        self._advertising = Advertising(session)
+        self._advertising = Advertising(session, now_s)
         self._sharing: Sharing | None = None
         self._masking: Masking | None = None
         self._agreeing: Agreeing | None = None
@@ -106,17 +111,25 @@ class Server:
 
     @property
     def max_message_bytes(self) -> int:
-        """The longest message that this step can take: a transport need not read more."""
-        return self.session.max_message_bytes
+        """The longest message that this step takes: a transport need not read more."""
+        s = self.session
+        bodies = {
+            Step.ADVERTISE: s.entry_bytes,
+            Step.SHARE: 32 + 2 + s.num_neighbours * SEALED_BYTES,
+            Step.MASK: s.packed_bytes,
+            Step.CONSISTENCY: 64,
+            Step.UNMASK: 2 + (s.num_neighbours + 1) * SHARE_BYTES,
+        }
+        return HEADER_BYTES + bodies[self.step] if self.step in bodies else 0
 
     def accept(self, index: int, message: bytes) -> None:
         """Take a party's message for this step. The same bytes again are no error and change nothing.
 
         Raises:
-            SecAggMessageError, PublicKeyError, ConsistencyError: the message fails a check; nothing was kept.
+            SecAggMessageError, PublicKeyError, EnrolmentError, ConsistencyError: the message fails a check; nothing was
+                kept.
             AlreadyCountedError: a second masked input, discarded unread.
-            RoundClosedError: from a party that is not, or no longer, in this step; discarded unread.
-            StateError: no step is open.
+            RoundClosedError: late, or from a party that is not, or no longer, in this step; discarded unread.
         """
         if self.step >= Step.OPEN:
             raise RoundClosedError(self._where, expected="a message before the end", got="a late one")
@@ -136,7 +149,7 @@ class Server:
             self._agreeing.accept(position, message)
         elif self._unmasking is not None:
             self._unmasking.accept(position, message)
-        self._answered[index] = b"" if self.step is Step.MASK else message
+        self._answered[index] = b"" if self.step is Step.MASK else _digest(message)
 
     def close_step(self) -> dict[int, bytes]:
         """End the present step and return what goes to each party of the next one.
@@ -197,7 +210,7 @@ class Server:
     def _check_repeated(self, index: int, message: bytes) -> None:
         if self.step is Step.MASK:
             raise AlreadyCountedError(self._where, expected="one masked input of a party", got="a second one")
-        if self._answered[index] != message:
+        if self._answered[index] != _digest(message):
             raise ConsistencyError(self._where, expected="the same bytes as the first time", got="others")
 
     def _close(self) -> dict[int, bytes]:
@@ -244,6 +257,10 @@ class Server:
         return {indices[p]: m for p, m in messages.items()}
 
 
+def _digest(message: bytes) -> bytes:
+    return hashlib.sha256(message).digest()  # enough to tell a retry; the message itself need not be kept
+
+
 def _add(totals: list[Words], parts: Iterable[list[Words]]) -> None:
     for part in parts:
         for total, words in zip(totals, part, strict=True):
@@ -252,12 +269,10 @@ def _add(totals: list[Words], parts: Iterable[list[Words]]) -> None:
 
 def _lift(segment: Segment, total: Words) -> NDArray[np.int64] | NDArray[np.uint64]:
     """Return the integers of a ring: the residues nearest to zero where the segment is signed."""
-    values = total.astype(np.uint64)
-    if segment.ring_bits < 64:
-        values &= np.uint64((1 << segment.ring_bits) - 1)
-    if not segment.signed:
-        return values
-    if segment.ring_bits < 64:
-        half = np.uint64(1 << (segment.ring_bits - 1))
-        return (values ^ half).astype(np.int64) - np.int64(half)
-    return values.view(np.int64)
+    low = np.uint64((1 << segment.ring_bits) - 1)
+    half = np.uint64(1 << (segment.ring_bits - 1) if segment.signed else 0)
+    out = np.empty(segment.length, np.uint64)
+    for i in range(0, segment.length, CHUNK):
+        # (x ^ h) - h turns the residues from h up into the negative numbers that they stand for, modulo 2^64
+        out[i : i + CHUNK] = ((total[i : i + CHUNK] & low) ^ half) - half
+    return out.view(np.int64) if segment.signed else out

@@ -6,19 +6,22 @@ neighbour. That is nearly all of the server's work, so it is cut into tasks for 
 partial sums in the rings; addition there is exact and commutative, so the bits do not depend on the number of workers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections import deque
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from numpy.typing import NDArray
 
 from covey.secagg import field
 from covey.secagg.group import Group
-from covey.secagg.keys import Scope, agree, commitment, pair_key, public_key, segment_seed, self_key
+from covey.secagg.keys import SHARE_BYTES, Scope, agree, commitment, pair_key, public_key, segment_seed, self_key
 from covey.secagg.masks import SignedSeed, add_masks
 from covey.secagg.messages import Advertisement, Opening
 from covey.secagg.packing import Words, word_dtype
+from covey.secagg.server.share import inbound
 from covey.secagg.shamir import combine_many
 from covey.types.errors import ShareError, ThresholdError
 from covey.types.segments import Segment
@@ -65,14 +68,22 @@ class Unmasking:
     """Collects openings from U3."""
 
     def __init__(
-        self, group: Group, neighbours: Sequence[tuple[int, ...]], commitments: Mapping[int, bytes],
-        sharers: frozenset[int], survivors: frozenset[int],
-    ) -> None:  # fmt: skip
+        self,
+        group: Group,
+        neighbours: NDArray[np.int16],
+        commitments: Mapping[int, bytes],
+        sharers: frozenset[int],
+        survivors: frozenset[int],
+    ) -> None:
         self._group = group
         self._commitments = commitments
         self._survivors = survivors
-        self._circle = {p: sorted({p, *neighbours[p]} & sharers) for p in sharers}
-        self._openings: dict[int, tuple[bytes, ...]] = {}
+        itself = np.arange(group.size, dtype=np.int16)[:, None]
+        self._circle = np.sort(np.concatenate([neighbours, itself], axis=1), axis=1)
+        self._shared = _members(sharers, group.size)
+        self._survived = _members(survivors, group.size)
+        self._answered = np.zeros(group.size, bool)
+        self._shares = np.zeros((*self._circle.shape, SHARE_BYTES), np.uint8)
 
     def accept(self, position: int, message: bytes) -> None:
         """Keep a party's shares.
@@ -80,9 +91,10 @@ class Unmasking:
         Raises:
             SecAggMessageError: malformed.
         """
-        group = self._group
-        opening = Opening.decode(group.session, group.indices[position], message, len(self._circle[position]))
-        self._openings[position] = opening.shares
+        group, owners = self._group, self._shared[self._circle[position]]
+        opening = Opening.decode(group.session, group.indices[position], message, int(owners.sum()))
+        self._shares[position, owners] = np.frombuffer(opening.shares, np.uint8).reshape(-1, SHARE_BYTES)
+        self._answered[position] = True
 
     def check_holders(self) -> None:
         """Raise unless every secret that is needed has ``t`` shares.
@@ -90,7 +102,7 @@ class Unmasking:
         Raises:
             ThresholdError: nothing can be opened.
         """
-        least = min(len(self._holders(p)) for p in self._needed())
+        least = int(self._answered[self._circle[self._needed()]].sum(axis=1).min())
         if least < self._group.session.threshold:
             raise ThresholdError("opening", expected=f"{self._group.session.threshold} shares", got=str(least))
 
@@ -101,31 +113,26 @@ class Unmasking:
             ShareError: combined shares do not give what their owner published: some holder lied.
         """
         tasks = self._tasks(self._secrets(), num_tasks)
-        self._openings = {}
+        self._shares = np.zeros((0, 0, SHARE_BYTES), np.uint8)
         if executor is None:
             return map(unmask_task, tasks)
-        return (f.result() for f in [executor.submit(unmask_task, task) for task in tasks])
+        return _results(deque(executor.submit(unmask_task, task) for task in tasks))
 
-    def _needed(self) -> list[int]:
+    def _needed(self) -> NDArray[np.int64]:
         """Return whose secrets have to be combined: all survivors, and dropouts whose masks are in the sum."""
-        return [p for p, circle in self._circle.items() if not self._survivors.isdisjoint(circle)]
-
-    def _holders(self, position: int) -> list[int]:
-        return [h for h in self._circle[position] if h in self._openings]
+        return np.flatnonzero(self._shared & self._survived[self._circle].any(axis=1))
 
     def _secrets(self) -> dict[int, bytes]:
-        """Combine from the first ``t`` holders of each; secrets with the same holders are combined together."""
-        group, t = self._group, self._group.session.threshold
-        place = {p: {q: i for i, q in enumerate(circle)} for p, circle in self._circle.items()}
-        by_holders: dict[tuple[int, ...], list[int]] = {}
-        for p in self._needed():
-            by_holders.setdefault(tuple(self._holders(p)[:t]), []).append(p)
-        out: dict[int, bytes] = {}
-        for holders, owners in by_holders.items():
-            raw = b"".join(self._openings[h][place[h][p]] for p in owners for h in holders)
-            shares = field.from_bytes(raw).reshape(len(owners), len(holders), field.LIMBS)
-            combined = combine_many([group.indices[h] + 1 for h in holders], shares)
-            out |= {p: field.to_bytes(row) for p, row in zip(owners, combined, strict=True)}
+        """Combine every secret from its first ``t`` holders that answered."""
+        t, owners = self._group.session.threshold, self._needed()
+        circle = self._circle[owners]
+        # False sorts before True: those who answered come first, in their order
+        first = np.argsort(~self._answered[circle], axis=1, kind="stable")[:, :t]
+        holders = np.asarray(self._group.indices, np.uint16)[np.take_along_axis(circle, first, axis=1)] + 1
+        places = np.take_along_axis(inbound(self._circle)[owners], first, axis=1)
+        shares = self._shares.reshape(-1, SHARE_BYTES)[places]
+        combined = combine_many(holders.astype(np.uint16), shares.view("<u2").astype(np.uint16))
+        out = {p: field.to_bytes(row) for p, row in zip(owners.tolist(), combined, strict=True)}
         for p, secret in out.items():
             self._check(p, secret)
         return out
@@ -138,15 +145,17 @@ class Unmasking:
             holds = public_key(secret) == entry.mask_key
         if not holds:
             raise ShareError(
-                "opening", expected="shares that combine to what their owner published", got="others",
+                "opening",
+                expected="shares that combine to what their owner published",
+                got="others",
                 hint="a holder or the owner lied: the group is discarded",
-            )  # fmt: skip
+            )
 
     def _tasks(self, secrets: Mapping[int, bytes], num_tasks: int) -> list[UnmaskTask]:
         group = self._group
         survivors = [(group.entry(p), secrets[p]) for p in sorted(self._survivors)]
         gone = sorted(secrets.keys() - self._survivors)
-        pairs = [(p, q) for p in gone for q in self._circle[p] if q in self._survivors]
+        pairs = [(p, q) for p in gone for q in self._circle[p].tolist() if q in self._survivors]
         tasks = []
         for i in range(num_tasks):
             peers: dict[int, list[Advertisement]] = {}
@@ -155,3 +164,14 @@ class Unmasking:
             shared = tuple((group.entry(p), secrets[p], tuple(qs)) for p, qs in peers.items())
             tasks.append(UnmaskTask(group.session.segments, group.scope, tuple(survivors[i::num_tasks]), shared))
         return tasks
+
+
+def _results(futures: deque[Future[list[Words]]]) -> Iterable[list[Words]]:
+    while futures:
+        yield futures.popleft().result()  # and let it go: partial sums are as large as the sum
+
+
+def _members(positions: Iterable[int], size: int) -> NDArray[np.bool_]:
+    out = np.zeros(size, bool)
+    out[list(positions)] = True
+    return out
