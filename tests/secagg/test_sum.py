@@ -4,6 +4,7 @@ import os
 import pickle
 import tracemalloc
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -157,7 +158,8 @@ def test_the_same_bits_at_any_number_of_workers():
     s = session(n_max=9, num_neighbours=4, threshold=3, min_survivors=5)
     gone = {2: Step.MASK, 5: Step.MASK}
     sums = []
-    with ProcessPoolExecutor(2) as pool:
+    # Not forked: other tests of this process may have started threads.
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         for executor, num_tasks in [(None, 1), (None, 5), (pool, 1), (pool, 2), (pool, 7)]:
             server = Run(s, gone=gone).until(Step.OPEN).server
             sums.append(server.open(executor, num_tasks))

@@ -5,6 +5,7 @@ import contextlib
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 from device import world
 
@@ -88,6 +89,20 @@ def test_rounds_in_which_the_server_sees_only_the_sum(directory, tmp_path):
             assert (row.status, row.selected, row.reported, row.lost) == ("committed", 6, 6, 0)
             assert 0.3 < row.metrics["loss"] < 1.0 and row.bytes_up > 6 * 32
         parts.wait_until(lambda: all(a.summary.counted for a in agents))
+
+
+def test_masks_come_off_in_worker_processes(tmp_path, _plan):
+    directory = parts.write_directory(
+        tmp_path / "server", goal=6, rounds=QUICK, plan=_plan, min_fraction=0.5, extra="unmask_workers = 2"
+    )
+    with parts.served(directory) as served, devices(served, directory, tmp_path, vanish=["mask"]):
+        (row, *_) = wait_for(served, directory, lambda s: s.round).rounds
+        assert (row.status, row.reported) == ("committed", 5)
+        family = psutil.Process(served.pid).children(recursive=True)
+        assert len(family) >= 2
+        served.send_signal(signal.SIGTERM)
+        assert served.wait(30) == 0
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize("step", SECURE_STEPS)

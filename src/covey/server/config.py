@@ -42,6 +42,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_waiting: how many devices may wait at once.
         buffers: how many report bodies are in memory at once; more are asked to come again.
         num_shards: aggregators that share a cohort.
+        unmask_workers: processes that take the masks off secure sums; 0: the aggregator's own thread does, which is
+            enough for small models and groups.
         keep_checkpoints: how many checkpoints stay on the disk.
         enrolment: ``open`` (anybody gets a credential: for a trusted network or a demonstration only).
         round: how a round goes.
@@ -58,6 +60,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     max_waiting: int = 10_000
     buffers: int = 8
     num_shards: int = 1
+    unmask_workers: int = 0
     keep_checkpoints: int = 10
     enrolment: str = "open"
     round: RoundConfig = RoundConfig()
@@ -110,6 +113,7 @@ def _check(path: Path, config: ServerConfig) -> None:
         "max_waiting": (1, 10_000_000),
         "buffers": (1, 4096),
         "num_shards": (1, 1024),
+        "unmask_workers": (0, 1024),
         "keep_checkpoints": (1, 1_000_000),
         "poll_s": (0.01, 60),
         "retry_s": (0, 86_400),

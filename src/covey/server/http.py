@@ -69,7 +69,11 @@ def create_app(service: Service) -> Starlette:
 
     async def step(request: Request) -> Response:
         session, name = request.path_params["session"], _step(service, request)
-        return _json(await received(request, lambda ticket, body: StepArrived(ticket, session, name, body)))
+        if name == "mask":  # as large as a model: it is read into one of the few buffers
+            return _json(await received(request, lambda ticket, body: StepArrived(ticket, session, name, body)))
+        _authorize(service, request)
+        data = await _small_body(request, _content_length(request, service.max_body_bytes))
+        return _json(await service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data)))
 
     async def told(request: Request) -> Response:
         _authorize(service, request)
@@ -176,12 +180,12 @@ def _own_population(service: Service, population: str) -> None:
         )
 
 
-async def _small_body(request: Request) -> bytes:
+async def _small_body(request: Request, at_most: int = MAX_MESSAGE_BYTES) -> bytes:
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
-        if len(data) > MAX_MESSAGE_BYTES:
-            raise TooLargeError("message", expected=f"at most {MAX_MESSAGE_BYTES} bytes", got="more")
+        if len(data) > at_most:
+            raise TooLargeError("message", expected=f"at most {at_most} bytes", got="more")
     return bytes(data)
 
 

@@ -12,7 +12,8 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ __all__ = ["Service", "load_population"]
 
 _PAUSED_RETRY_S = 60.0
 _CACHED_BLOBS = 4
+_TASKS_FOR_EACH = 4
+"""Parts of an unmasking for each worker, so that none is left with the last one."""
 
 
 def load_population(storage: Storage, directory: Path, config: ServerConfig) -> PopulationRecord:
@@ -118,9 +121,18 @@ class Service:
         self._engine = Engine(
             {selector_address(population): self.selector, coordinator_address(population): self.coordinator}
         )
+        self._unmasking: ProcessPoolExecutor | None = None
+        if self.mode == "secure" and config.unmask_workers:
+            # Processes, because the cryptography holds the interpreter's lock; spawned, because this one has threads.
+            self._unmasking = ProcessPoolExecutor(config.unmask_workers, get_context("spawn"))
         self._aggregators: list[Aggregator | SecureAggregator] = [
             SecureAggregator(
-                population, manifest, chance=random.SystemRandom(), step_timeout_s=config.round.step_timeout_s
+                population,
+                manifest,
+                chance=random.SystemRandom(),
+                step_timeout_s=config.round.step_timeout_s,
+                executor=self._unmasking,
+                num_tasks=max(1, _TASKS_FOR_EACH * config.unmask_workers),
             )
             if self.mode == "secure"
             else Aggregator(population, manifest)
@@ -159,6 +171,8 @@ class Service:
             await self._ticker
         for mailbox in self._mailboxes:
             mailbox.shutdown(wait=True, cancel_futures=True)
+        if self._unmasking is not None:
+            self._unmasking.shutdown(wait=True, cancel_futures=True)
 
     # Requests
 
