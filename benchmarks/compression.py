@@ -95,7 +95,7 @@ EXPERIMENTS = {
     ),
     "cnn": Experiment(
         "mnist-cnn",
-        40,
+        25,
         (0, 1, 2),
         (0.1,),
         10,
@@ -110,7 +110,7 @@ EXPERIMENTS = {
     ),
     "cifar": Experiment(
         str(Path(__file__).with_name("cifar_small.py")),
-        80,
+        60,
         (0, 1, 2),
         (0.05,),
         50,
