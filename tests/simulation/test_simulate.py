@@ -146,8 +146,9 @@ def test_a_worker_that_is_killed_is_an_error_and_no_process_is_left(tiny):
     class Kill(Progress):
         def round(self, row):
             if row.round == 1:
-                victims = psutil.Process().children()
-                os.kill(victims[0].pid, signal.SIGKILL)
+                # By name: other tests may have left a helper of multiprocessing in this process.
+                workers = [p for p in psutil.Process().children() if "covey.simulation" in p.cmdline()]
+                os.kill(workers[0].pid, signal.SIGKILL)
 
     before = threading.active_count()
     with pytest.raises(WorkerError, match="worker"):
