@@ -56,3 +56,15 @@ def test_diff_names_what_differs(covey, tiny, plan, keys):
     done = covey("plan", "diff", plan, keys / "other")
     assert done.returncode == 1
     assert any(line.split() == ["phases[0].epochs", "1", "3"] for line in done.stdout.splitlines())
+
+
+def test_a_plan_for_secure_aggregation_shows_its_groups(covey, tiny, keys):
+    path = keys / "secure.covey"
+    build = ["plan", "build", tiny, "-o", path, "--secure", "--cohort", 20, "--min-cohort", 10]
+    done = covey(*build, "--compression", "hd|ring:12:26:50")
+    assert done.returncode == 0 and "mode secure" in done.stdout, done.stderr
+    shown = covey("plan", "inspect", path).stdout
+    assert "groups of up to 26 devices, opened over at least 10 or not at all" in shown and "modulo 2^12" in shown
+    assert covey("plan", "check", path).returncode == 0
+    few = covey("plan", "build", tiny, "-o", path, "--secure", "--min-cohort", 2)
+    assert few.returncode == 2 and "would learn the other's update" in few.stderr

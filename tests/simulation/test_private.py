@@ -11,7 +11,7 @@ from covey.plans.plan import unpack_plan
 from covey.recipes.recipe import load_recipe
 from covey.simulation.rest import Rest
 from covey.simulation.run import Progress, SimulationOptions, simulate
-from covey.types.errors import BudgetExhaustedError, ClipMissingError, PrivacySpecError, UsageError
+from covey.types.errors import BudgetExhaustedError, ClipMissingError, PrivacyError, PrivacySpecError, UsageError
 from covey.types.tensors import unpack_tensors
 
 SPECS = [
@@ -139,3 +139,9 @@ def test_rest_by_hand():
     assert rest.awake([0], 2) == []  # its second and last
     assert rest.awake([], 9) == [2, 3]
     assert Rest().awake([5, 6], 3) == [5, 6]
+
+
+def test_noise_and_compression_do_not_mix(tiny):
+    settings = dataclasses.replace(load_recipe(str(tiny)).settings, compression="hd|eden:2")
+    with pytest.raises(PrivacyError, match="clipped, noised and sent as they are"):
+        simulate(tiny, settings, SimulationOptions(rounds=1, workers=1, privacy="gaussian:clip=1,noise=1"))

@@ -40,6 +40,9 @@ def command() -> None:
 )
 @click.option("--population", metavar="P", help="With --sign-with: the population that may execute the plan.")
 @click.option("--min-cohort", type=int, default=100, show_default=True, help="The fewest devices in a sum.")
+@click.option(
+    "--secure", is_flag=True, help="For secure aggregation, in groups of the size of --cohort and its spares."
+)
 @click.option("--n-max", type=int, default=10_000, show_default=True, help="The most devices selected for a sum.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first parameters.")
 @privacy_option
@@ -53,6 +56,7 @@ def build(
     sign_with: Path | None,
     population: str | None,
     min_cohort: int,
+    secure: bool,
     n_max: int,
     seed: int,
     privacy: str | None,
@@ -60,7 +64,12 @@ def build(
     devices: int | None,
     **training: Any,
 ) -> None:
-    """Trace a recipe's task, lower it to ONNX, check every graph against JAX, and write the plan."""
+    """Trace a recipe's task, lower it to ONNX, check every graph against JAX, and write the plan.
+
+    Without --secure it is a plan for plain mode: devices refuse it unless their owner accepts that updates travel
+    unmasked.
+    """
+    from covey.cli.init import secure_terms
     from covey.plans.manifest import PrivacyTerms
     from covey.plans.signing import load_private_key, sign_plan
     from covey.recipes.prepare import prepare
@@ -74,8 +83,9 @@ def build(
     key = load_private_key(read_file(sign_with, "--sign-with"), f"--sign-with {sign_with}") if sign_with else None
     status = StatusLine()
     dataset = found.data(settings, seed)
+    terms = secure_terms(min_cohort, settings) if secure else PrivacyTerms(min_cohort=min_cohort, n_max=n_max)
     prepared = prepare(
-        found, recipe, settings, PrivacyTerms(min_cohort=min_cohort, n_max=n_max), dataset, seed=seed,
+        found, recipe, settings, terms, dataset, seed=seed,
         on_build=lambda: status.show("tracing, lowering and checking against JAX ..."),
     )  # fmt: skip
     status.clear()
@@ -84,7 +94,8 @@ def build(
     write_file(out, prepared.plan_bytes)
     if checkpoint is not None:
         write_file(checkpoint, prepared.checkpoint)
-    click.echo(f"{out}: {bytes_text(len(prepared.plan_bytes))}, sha256 {prepared.plan.hash}")
+    mode = prepared.plan.manifest.privacy.mode
+    click.echo(f"{out}: {bytes_text(len(prepared.plan_bytes))}, mode {mode}, sha256 {prepared.plan.hash}")
     if key is not None and population is not None:
         signature = out.with_name(out.name + ".sig")
         write_file(signature, sign_plan(key, population, prepared.plan.hash).hex().encode())
@@ -130,7 +141,7 @@ def check(plan: Path, owner_key: Path | None, population: str | None, signature:
     for index, phase in enumerate(opened.manifest.phases):
         opened.manifest.layout(index)
         for segment in phase.segments:
-            codec_for(segment.codec, opened.manifest.privacy.mode, opened.manifest.privacy.n_max)
+            codec_for(segment.codec, opened.manifest.privacy.mode, opened.manifest.privacy.most_in_sum)
     click.echo(f"{plan}: canonical, schema {opened.manifest.schema}, {len(opened.graphs)} graphs of allowed operators")
     if owner_key is None or population is None:
         click.echo("signature: not checked (give --owner-key and --population)")
@@ -193,6 +204,12 @@ def _facts(m: "Manifest") -> dict[str, str]:
         f"mode {terms.mode}, at least {terms.min_cohort} and at most {terms.n_max} devices, weight up to "
         f"{terms.max_weight}"
     )
+    if (secure := terms.secure) is not None:
+        facts["sums"] = (
+            f"of groups of up to {secure.group_size} devices, opened over at least {terms.min_cohort} or not at all; "
+            f"up to {secure.adversary:.0%} may collude with the server and {secure.dropout:.0%} drop out; "
+            f"integers modulo 2^{'/2^'.join(sorted({str(s.ring_bits) for s in m.layout(0)[1:]}))}"
+        )
     if terms.noise is not None:
         n = terms.noise
         facts["noise"] = (

@@ -31,6 +31,14 @@ def with_privacy(prepared: Prepared, spec: Spec, setting: Setting) -> tuple[Prep
         PrivacyError: a promise that cannot be kept.
     """
     manifest = prepared.plan.manifest
+    named = {s.codec for phase in manifest.phases for s in phase.segments} - {"float32"}
+    if named:
+        raise PrivacyError(
+            "--privacy",
+            expected="updates that are clipped, noised and sent as they are",
+            got=f"--compression {min(named)}",
+            hint="leave --compression out: another codec would change what was clipped and noised",
+        )
     if spec.kind == "tree" and len(manifest.phases) > 1:
         raise PrivacyError("--privacy: tree", expected="an algorithm with one phase", got=str(len(manifest.phases)))
     if any(h.name == CLIP for h in manifest.hyper):
