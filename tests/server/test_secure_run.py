@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -139,6 +140,17 @@ def test_a_killed_server_forgets_its_sums_and_resumes(tmp_path, _plan):
             with parts.served(directory) as again:
                 assert int(again.greeting.rpartition(" ")[2]) >= before
                 wait_for(again, directory, lambda s: s.round > before)
+
+
+def test_a_signal_ends_the_server_at_once_whoever_waits_for_a_sum(directory, tmp_path):
+    with parts.served(directory) as served, devices(served, directory, tmp_path, vanish=["ready"], count=6) as agents:
+        wait_for(served, directory, lambda s: s.state == "reporting")
+        parts.wait_until(lambda: any(a.summary.bytes_down for a in agents))
+        time.sleep(0.5)  # five of them wait for the sixth, which is gone
+        served.send_signal(signal.SIGTERM)
+        assert served.wait(30) == 0
+        # No word of a grace that ran out: nobody was waited for.
+        assert served.stderr.read() == ""
 
 
 def secure_storage():

@@ -40,7 +40,14 @@ from covey.server.secure import SecureAggregator
 from covey.server.selector import Selector, SelectorSettings
 from covey.server.settings import RoundSettings
 from covey.storage.interface import PopulationRecord, Storage
-from covey.types.errors import BusyError, CoveyError, NotFoundError, SessionUnknownError, UsageError
+from covey.types.errors import (
+    BusyError,
+    CoveyError,
+    NotFoundError,
+    RoundClosedError,
+    SessionUnknownError,
+    UsageError,
+)
 from covey.types.tensors import packed_num_bytes
 from covey.wire.messages import ComeBack, PopulationStatus, RoundSummary
 
@@ -48,6 +55,7 @@ __all__ = ["Service", "load_population"]
 
 _PAUSED_RETRY_S = 60.0
 _CACHED_BLOBS = 4
+_AGAIN = "check in again"
 _TASKS_FOR_EACH = 4
 """Parts of an unmasking for each worker, so that none is left with the last one."""
 
@@ -147,6 +155,7 @@ class Service:
         self._buffers: deque[bytearray] = deque()
         self._num_buffers = 0
         self._shard_of: dict[str, int] = {}
+        self._polls: dict[str, asyncio.Future[Any]] = {}
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._blobs: dict[str, bytes] = {}
         self._changed = asyncio.Event()
@@ -162,6 +171,11 @@ class Service:
         """Send everybody who waits away; safe to call twice."""
         self._stopping = True
         self._dispatch(self.selector.dismiss("restarting"))
+        for answer in self._polls.values():
+            if not answer.done():  # its sum dies with this process
+                answer.set_exception(
+                    RoundClosedError("secure sum", expected="a server that goes on", got="one that stops", hint=_AGAIN)
+                )
 
     async def close(self) -> None:
         """Stop the clock and the aggregators; their sums die with them."""
@@ -201,13 +215,16 @@ class Service:
         Raises:
             SessionUnknownError: see :meth:`ask_aggregator`.
         """
+        shard = self._shard(session)
         ticket, answer = self._ticket()
-        self._post(self._shard(session), StepAwaited(ticket, session, step))
+        self._polls[ticket] = answer
+        self._post(shard, StepAwaited(ticket, session, step))
         return ticket, answer
 
     def give_up(self, ticket: str) -> None:
         """Stop waiting for a ticket's answer; it goes nowhere when it comes."""
         self._waiting.pop(ticket, None)
+        self._polls.pop(ticket, None)
 
     def ask_aggregator(self, session: str, message: Callable[[str], Any]) -> "asyncio.Future[Any]":
         """Send ``message(ticket)`` to the aggregator that holds ``session``; return the answer to come.
