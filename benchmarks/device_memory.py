@@ -29,7 +29,8 @@ _MB = 1e6
 _GOAL_MB = 30
 _DEVICE = """\
 import sys
-sys.modules["rich"] = None  # here for the linters only: a base install has none, and httpx would load it
+# Here for the linters and tests only: a base install has neither, and httpx would load them for its command line.
+sys.modules["rich"] = sys.modules["pygments"] = None
 from benchmarks.bare_runtime import peak_bytes
 from covey.device.trainer import OnnxTrainer
 import time

@@ -50,7 +50,7 @@ CREATE INDEX examples_in_order ON examples (collection, split, id);
 _ORDERS: Mapping[str, str] = {"oldest": "ASC", "newest": "DESC"}
 _OPERATORS: Mapping[str, str] = {"==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 _SPLITS = ("train", "test")
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = 64
 
 
 class ExampleStore:
