@@ -4,8 +4,9 @@ import msgspec
 import numpy as np
 import pytest
 
+from covey.device.effects import SendAbandon, SendReport, Train
 from covey.device.private import PrivacyFloor
-from covey.device.session import SendAbandon, SendReport, Session, Train
+from covey.device.session import Session
 from covey.device.trainer import OnnxTrainer
 from covey.plans.manifest import CLIP_COUNT
 from covey.plans.plan import unpack_plan

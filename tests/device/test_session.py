@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from covey.compression.codec import codec_named
-from covey.device.session import (
+from covey.device.effects import (
     AwaitStep,
     Counted,
     FetchBlob,
@@ -19,13 +19,12 @@ from covey.device.session import (
     SendCheckIn,
     SendReport,
     SendStep,
-    Session,
-    SessionState,
     Train,
-    Verified,
     Waiting,
 )
+from covey.device.session import Session, SessionState
 from covey.device.trainer import OnnxTrainer
+from covey.device.verified import Verified
 from covey.plans.manifest import SCHEMA_VERSION, Budget, PrivacyTerms
 from covey.plans.plan import unpack_plan
 from covey.plans.signing import generate_owner_key, sign_plan

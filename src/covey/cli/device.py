@@ -64,8 +64,8 @@ def run(
     from covey.device.pace import stop_on_signals
     from covey.device.policy import OwnerPolicy
     from covey.device.private import PrivacyFloor
-    from covey.device.session import Verified
     from covey.device.trainer import OnnxTrainer
+    from covey.device.verified import Verified
     from covey.plans.signing import load_public_key
     from covey.types.errors import UsageError
 

@@ -16,10 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from covey.device.home import Credential, DeviceHome
-from covey.device.pace import Pace
-from covey.device.policy import OwnerPolicy
-from covey.device.session import (
+from covey.device.effects import (
     CONDITION_LAPSED,
     TIME_IS_UP,
     AwaitStep,
@@ -34,13 +31,16 @@ from covey.device.session import (
     SendCheckIn,
     SendReport,
     SendStep,
-    Session,
     Train,
-    Verified,
     Waiting,
 )
+from covey.device.home import Credential, DeviceHome
+from covey.device.pace import Pace
+from covey.device.policy import OwnerPolicy
+from covey.device.session import Session
 from covey.device.trainer import OnnxTrainer, Trainer, TrainingStopped
 from covey.device.transport import HttpTransport, Transport
+from covey.device.verified import Verified
 from covey.privacy.randomness import AesCtr
 from covey.types.errors import CoveyError, NotFoundError, StateError, UnauthorizedError, UsageError, VersionError
 from covey.wire.messages import BlobRef, Enroll, Reported

@@ -22,12 +22,29 @@ once, and a retry sends the identical bytes (a second encoding under one mask wo
 
 import os
 from collections.abc import Callable, MutableSet
-from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from covey.device.effects import (
+    CONDITION_LAPSED,
+    WITHHELD,
+    AwaitStep,
+    Counted,
+    Effect,
+    FetchBlob,
+    Finished,
+    GaveUp,
+    Lost,
+    Outcome,
+    SendAbandon,
+    SendCheckIn,
+    SendReport,
+    SendStep,
+    Train,
+    Waiting,
+)
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
 from covey.device.private import private_segments
 from covey.device.secure import SecureReport, sum_session
@@ -47,147 +64,11 @@ from covey.types.errors import (
     UnauthorizedError,
 )
 from covey.types.tensors import Tensors
-from covey.wire.messages import SECURE_STEPS, Abandon, Assignment, BlobRef, CheckIn, ComeBack, Joined, Reported, Taken
+from covey.wire.messages import SECURE_STEPS, Abandon, Assignment, CheckIn, ComeBack, Joined, Reported, Taken
 
-__all__ = [
-    "AwaitStep",
-    "CONDITION_LAPSED",
-    "Counted",
-    "Effect",
-    "FetchBlob",
-    "Finished",
-    "GaveUp",
-    "Lost",
-    "Outcome",
-    "SendAbandon",
-    "SendCheckIn",
-    "SendReport",
-    "SendStep",
-    "Session",
-    "SessionState",
-    "TIME_IS_UP",
-    "Train",
-    "Verified",
-    "WITHHELD",
-    "Waiting",
-]
+__all__ = ["Session", "SessionState"]
 
 Segments = dict[str, NDArray[np.floating]]
-
-CONDITION_LAPSED = "condition_lapsed"
-"""The reason that a device gives when it may no longer train: not idle any more, unplugged, or told to stop."""
-
-TIME_IS_UP = "time_is_up"
-"""The reason that a device gives when the plan's time budget, or the round's deadline, has passed."""
-
-WITHHELD = "withheld"
-"""The reason that a device gives in place of an error of training where the plan has noise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """The update is in the sum. ``retry_after_s`` is None where the server's answer was lost on the way."""
-
-    round: int
-    num_examples: int
-    num_steps: int
-    retry_after_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """The server has no work now."""
-
-    reason: str
-    retry_after_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class GaveUp:
-    """The device ended the session: ``error`` says why, or None where it was told to stop (``reason``)."""
-
-    reason: str
-    error: CoveyError | None
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The server ended the session, or could not be reached."""
-
-    error: CoveyError
-
-
-Outcome = Counted | Waiting | GaveUp | Lost
-
-
-@dataclass(frozen=True, slots=True)
-class SendCheckIn:
-    """Ask for work."""
-
-    message: CheckIn
-
-
-@dataclass(frozen=True, slots=True)
-class FetchBlob:
-    """Get a blob, from a cache or the server. ``what``: ``plan``, ``checkpoint`` or ``shared``."""
-
-    ref: BlobRef
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
-class Train:
-    """Run the job over the examples that ``job.plan.manifest.examples`` selects, within ``within_s`` seconds."""
-
-    job: TrainingJob
-    within_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class SendReport:
-    """Send the update. The same object comes back for every retry."""
-
-    session: str
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class SendStep:
-    """Send a message of a secure sum. The same object comes back for every retry."""
-
-    session: str
-    step: str
-    body: bytes
-
-    def __repr__(self) -> str:
-        """Show the step and the size only."""
-        return f"SendStep({self.step}, {len(self.body)} bytes)"
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitStep:
-    """Wait for what a step of a secure sum leads to."""
-
-    session: str
-    step: str
-
-
-@dataclass(frozen=True, slots=True)
-class SendAbandon:
-    """Tell the server that this session ends here. Best effort: the server notices by itself at its deadline."""
-
-    session: str
-    message: Abandon
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The session is over."""
-
-    outcome: Outcome
-
-
-Effect = SendCheckIn | FetchBlob | Train | SendReport | SendStep | AwaitStep | SendAbandon | Finished
 
 
 class SessionState(Enum):

@@ -11,23 +11,13 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from covey.data.dataset import FederatedDataset
+from covey.device.effects import Counted, FetchBlob, Finished, GaveUp, Lost, SendAbandon, SendCheckIn, SendReport, Train
 from covey.device.evaluate import Evaluator
 from covey.device.policy import OwnerPolicy
 from covey.device.private import PrivacyFloor
-from covey.device.session import (
-    Counted,
-    FetchBlob,
-    Finished,
-    GaveUp,
-    Lost,
-    SendAbandon,
-    SendCheckIn,
-    SendReport,
-    Session,
-    Train,
-    Verified,
-)
+from covey.device.session import Session
 from covey.device.trainer import OnnxTrainer, Trainer, never
+from covey.device.verified import Verified
 from covey.plans.plan import unpack_plan
 from covey.privacy.randomness import AesCtr
 from covey.recipes.prepare import local_half
