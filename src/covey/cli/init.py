@@ -33,6 +33,7 @@ goal = {goal}              # reports that close a round
 over_selection = 1.3    # select more, because some devices drop out
 min_fraction = 0.7      # of the goal, enough at the deadline
 report_timeout_s = {report_timeout_s:g}
+step_timeout_s = {step_timeout_s:g}     # of each step of a secure sum, for whoever vanished in it
 max_rounds = {max_rounds}          # 0: go on for ever
 hyper = {{ {hyper} }}
 """
@@ -149,6 +150,7 @@ def write_population(
     port: int,
     max_rounds: int,
     report_timeout_s: float,
+    step_timeout_s: float = 30.0,
     promise: "Callable[[Prepared], Prepared]" = lambda prepared: prepared,
 ) -> str:
     """Write the two folders and return the plan's hash. ``promise`` may write differential privacy into the plan.
@@ -199,6 +201,7 @@ def write_population(
                 port=port,
                 goal=settings.cohort,
                 report_timeout_s=report_timeout_s,
+                step_timeout_s=step_timeout_s,
                 max_rounds=max_rounds,
                 hyper=f"lr = {settings.lr!r}" if settings.algorithm == "fedavg" else "",
             )

@@ -136,6 +136,7 @@ class Demo:
             port=0,
             max_rounds=self._num_rounds,
             report_timeout_s=15.0,
+            step_timeout_s=4.0,
         )
         self._status.clear()
         self._server_dir = self._folder / "server"
