@@ -26,7 +26,7 @@ from covey.wire.messages import CheckIn, ComeBack, Enroll
 
 from . import parts
 
-# A server that dies between a connection and its handshake makes CPython 3.11 leave the socket to the garbage collector.
+# A server that dies between a connection and its handshake makes CPython 3.11 leave the socket to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 
 P = parts.POPULATION

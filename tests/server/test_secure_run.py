@@ -22,7 +22,7 @@ from covey.wire.messages import SECURE_STEPS
 from . import parts
 from .app import P, assert_failed, run
 
-# A server that dies between a connection and its handshake makes CPython 3.11 leave the socket to the garbage collector.
+# A server that dies between a connection and its handshake makes CPython 3.11 leave the socket to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
 
 QUICK = "patience_s = 0.2\nover_selection = 1.0\nstep_timeout_s = 1.5\nreport_timeout_s = 20.0\n"
