@@ -203,7 +203,7 @@ def write_population(
                 report_timeout_s=report_timeout_s,
                 step_timeout_s=step_timeout_s,
                 max_rounds=max_rounds,
-                hyper=f"lr = {settings.lr!r}" if settings.algorithm == "fedavg" else "",
+                hyper=f"lr = {settings.lr!r}" if any(h.name == "lr" for h in prepared.plan.manifest.hyper) else "",
             )
         )
     return prepared.plan.hash

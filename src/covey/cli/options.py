@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from covey.algorithms.registry import parse_algorithm
 from covey.recipes.recipe import RECIPES, Recipe, Settings
 from covey.types.errors import UsageError
 
@@ -58,12 +59,12 @@ class _BatchSize(click.ParamType[Any]):
 
 
 _OPTIONS = [
-    click.option("--algorithm", metavar="NAME", help="fedavg or fedsgd."),
+    click.option("--algorithm", metavar="NAME", help="fedavg, fedprox:mu=0.1, fedadam ...; docs/algorithms.md."),
     click.option("--cohort", type=int, metavar="M", help="Devices whose updates make a round."),
     click.option("--epochs", type=int, metavar="E", help="Passes over a device's examples in a round."),
     click.option("--batch", "batch_size", type=_BatchSize(), help="Examples in a step; inf: all of a device's."),
     click.option("--lr", type=float, metavar="X", help="Learning rate."),
-    click.option("--server-lr", type=float, metavar="X", help="What FedAvg multiplies the mean update with."),
+    click.option("--server-lr", type=float, metavar="X", help="Learning rate of the server's step."),
     click.option("--optimizer", metavar="NAME", help="The devices' own: sgd, momentum or adam."),
     click.option("--max-steps", type=int, metavar="N", help="The most local steps in a round."),
     click.option(
@@ -89,7 +90,7 @@ def settings_from(recipe: Recipe, values: dict[str, Any]) -> Settings:
     typed = {k: v for k, v in values.items() if v is not None}
     if typed.get("batch_size") == "inf":
         typed["batch_size"] = None
-    algorithm = typed.get("algorithm", recipe.settings.algorithm)
+    algorithm = parse_algorithm(typed.get("algorithm", recipe.settings.algorithm)).name
     if "lr" not in typed and algorithm in recipe.lrs:
         typed["lr"] = recipe.lrs[algorithm]
     return dataclasses.replace(recipe.settings, **typed)

@@ -35,6 +35,7 @@ from covey.device.effects import (
     Waiting,
 )
 from covey.device.home import Credential, DeviceHome
+from covey.device.kept import KeptState
 from covey.device.pace import Pace
 from covey.device.policy import OwnerPolicy
 from covey.device.session import Session
@@ -145,6 +146,7 @@ class DeviceAgent:
         self._credential: Credential | None = None
         self._num_failures = 0
         self._used_sums: set[bytes] = set()
+        self._kept = KeptState(home.path / "kept", policy.population)
         self._has_run = False
 
     def stop(self) -> None:
@@ -221,6 +223,10 @@ class DeviceAgent:
         except KeyboardInterrupt:
             self._interrupted(session)
             raise
+        try:
+            self._kept.ended(counted=isinstance(outcome, Counted))
+        except CoveyError as error:
+            self._tell("not_kept", str(error), error=error)
         if session.assignment is not None:
             self._home.keep_only({session.assignment.plan.sha256, session.assignment.checkpoint.sha256})
         return outcome
@@ -288,7 +294,8 @@ class DeviceAgent:
             return self._stopping.is_set() or time.monotonic() > until_s or not self._may_train()
 
         try:
-            return session.trained(self._trainer.run(effect.job, examples, should_stop))
+            job = self._kept.given(effect.job)
+            return session.trained(self._kept.trained(job, self._trainer.run(job, examples, should_stop)))
         except TrainingStopped:
             return session.stopped(TIME_IS_UP if time.monotonic() > until_s else CONDITION_LAPSED)
 

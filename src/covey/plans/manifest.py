@@ -16,6 +16,8 @@ A plan holds four kinds of ONNX graph (opset <= 21, default domain):
 ``predict``
     ``params.*``, ``input.*`` -> ``output.*``.
 
+A plan of several phases names their graphs ``begin``, ``begin-1`` and so on; see :class:`Phase`.
+
 An input that a graph does not use may be absent from it. Metrics are float32 sums; ``loss``, ``weight`` and
 ``examples`` are always there, the task's own follow.
 """
@@ -41,8 +43,10 @@ __all__ = [
     "FieldSpec",
     "GraphEntry",
     "HyperBound",
+    "KEPT",
     "Manifest",
     "NOISE_SCHEMA",
+    "STATE_SCHEMA",
     "NoiseTerms",
     "Phase",
     "PrivacyTerms",
@@ -54,7 +58,7 @@ __all__ = [
     "encode_manifest",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The newest schema that this version reads."""
 NOISE_SCHEMA = 2
 """The schema of plans with noise. Unknown fields are ignored, so an older device would train such a plan without a
@@ -67,6 +71,14 @@ CLIP = "clip"
 """The per-round value that carries the clip where a plan has noise."""
 CLIP_COUNT = "clip_count"
 """The segment with the indicators of the adapting clip: one coordinate, the last of an update."""
+
+
+STATE_SCHEMA = 3
+"""The schema of plans whose devices keep state, or whose phases have graphs of their own: an older device would ignore
+the fields that say so, and send another update than the algorithm's."""
+
+KEPT = "kept"
+"""Prefix of what a device keeps from session to session: ``shared.kept/<name>`` goes in, ``kept.<name>`` comes out."""
 
 
 class FieldSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +170,10 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, a bool tensor
     ``trained/<parameter>`` for each tensor of the one segment: the mask that its codec draws from the session's public
     seed (a structured update). Other parameters do not move.
+
+    ``kept`` is what the device itself keeps from one of its sessions to the next, zeros at first: inputs
+    ``shared.kept/<name>`` of the graphs and outputs ``kept.<name>`` of ``finish``. It is stored where the server
+    counted the report, and never sent. ``begin`` and ``finish`` name the phase's graphs.
     """
 
     name: str
@@ -170,6 +186,9 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     max_steps: int
     chunk_steps: int
     trained_in_place: bool = False
+    kept: tuple[TensorSpec, ...] = ()
+    begin: str = "begin"
+    finish: str = "finish"
 
 
 class Eligibility(msgspec.Struct, frozen=True, kw_only=True):
@@ -401,6 +420,11 @@ def _validate(m: Manifest) -> None:
                 "one segment, whose codec names the mask",
             ),
             (all(s.max_delta > 0 for s in p.segments), f"phases[{i}].max_delta", "above 0"),
+            (
+                m.schema >= STATE_SCHEMA or not (p.kept or (p.begin, p.finish) != ("begin", "finish")),
+                "schema",
+                f"at least {STATE_SCHEMA} for a plan with state on the device or several phases",
+            ),
         ]
     if (secure := m.privacy.secure) is not None:
         checks += [

@@ -60,7 +60,7 @@ def with_privacy(prepared: Prepared, spec: Spec, setting: Setting) -> tuple[Prep
     )
     clip = HyperBound(name=CLIP, default=mechanism.clip, low=mechanism.clip_low, high=mechanism.clip_high)
     private = msgspec.structs.replace(
-        manifest, schema=NOISE_SCHEMA, privacy=terms, phases=phases, hyper=(*manifest.hyper, clip)
+        manifest, schema=max(manifest.schema, NOISE_SCHEMA), privacy=terms, phases=phases, hyper=(*manifest.hyper, clip)
     )
     for index in range(len(phases)):
         private.layout(index)  # refuses a ring that could wrap

@@ -41,7 +41,7 @@ from covey.server.opening import opened_reals
 from covey.server.private import PrivateSums
 from covey.server.settings import RoundSettings, check_settings
 from covey.storage.interface import PopulationRecord, Storage, decode_named, encode_named
-from covey.types.errors import BudgetExhaustedError, CoveyError, LayoutError
+from covey.types.errors import AsynchronousError, BudgetExhaustedError, CoveyError, LayoutError
 from covey.types.segments import SegmentSum
 from covey.types.tensors import pack_tensors, sha256_hex, unpack_tensors
 from covey.wire.messages import Assignment, BlobRef, RoundSummary
@@ -106,6 +106,7 @@ class Coordinator:
 
         Raises:
             UsageError: settings that cannot work with the plan.
+            AsynchronousError: a plan whose algorithm has no rounds.
             PrivacyError: noise that cannot be; BudgetExhaustedError where the population has spent what it may.
         """
         check_settings(settings, manifest)
@@ -119,6 +120,11 @@ class Coordinator:
         self._new_token = new_token
         self._num_shards = num_shards
         self._algorithm = server_half(manifest.algorithm.name, manifest.algorithm.settings)
+        if self._algorithm.asynchronous:
+            raise AsynchronousError(
+                f"algorithm {self._algorithm.name}", expected="one that works in rounds", got="an asynchronous one",
+                hint="covey simulate runs it; a deployment needs another algorithm",
+            )  # fmt: skip
         params = unpack_tensors(manifest.params, storage.blob(record.checkpoint))
         self._settings = settings
         first = self._algorithm.init(params)

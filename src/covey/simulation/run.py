@@ -8,12 +8,13 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from covey.algorithms.registry import parse_algorithm
 from covey.data.dataset import FederatedDataset
 from covey.device.files import storage_errors
 from covey.plans.manifest import PrivacyTerms
 from covey.privacy.guarantee import Guarantee
 from covey.recipes.prepare import Prepared, prepare
-from covey.recipes.recipe import Recipe, Settings, load_recipe
+from covey.recipes.recipe import TRAINERS, Recipe, Settings, load_recipe
 from covey.server.coordinator import RoundSettings
 from covey.simulation.federation import Federation, owner_key, public_bytes
 from covey.simulation.messages import Evaluate, Setup
@@ -112,7 +113,7 @@ def simulate(
     prepared, promise = promised(prepared, options.privacy, rounds, _num_rounds(options), num_devices)
     if promise is not None:
         progress.promised(promise.before())
-    if settings.algorithm == "fedavg":
+    if any(h.name == "lr" for h in prepared.plan.manifest.hyper):
         rounds = dataclasses.replace(rounds, hyper={"lr": settings.lr})
     num_workers = available_cores() if options.workers is None else options.workers
     num_workers = min(num_workers, rounds.num_selected)
@@ -237,7 +238,7 @@ def _built_with(recipe: Recipe, settings: Settings) -> Settings:
     A sweep over learning rates then needs one plan only.
     """
     own = recipe.settings.lr
-    if settings.algorithm == "fedavg" and own / 1000 <= settings.lr <= own * 1000:
+    if parse_algorithm(settings.algorithm).name != "fedsgd" and own / 1000 <= settings.lr <= own * 1000:
         return dataclasses.replace(settings, lr=own)
     return settings
 
@@ -258,7 +259,7 @@ def _rounds(settings: Settings, options: SimulationOptions, num_devices: int) ->
         (settings.epochs >= 1, "--epochs", "at least 1", settings.epochs),
         (settings.batch_size is None or settings.batch_size >= 1, "--batch", "at least 1, or inf", settings.batch_size),
         (options.target is None or 0 < options.target <= 1, "--target", "a fraction, as 0.97", options.target),
-        (settings.trainer in ("jax", "onnx"), "--trainer", "jax or onnx", settings.trainer),
+        (settings.trainer in TRAINERS, "--trainer", ", ".join(TRAINERS), settings.trainer),
     ]
     for ok, flag, expected, got in checks:
         if not ok:

@@ -4,7 +4,7 @@ Updates never leave a worker: they are folded into its own shard as they are mad
 over.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from covey.device.trainer import OnnxTrainer, Trainer, never
 from covey.device.verified import Verified
 from covey.plans.plan import unpack_plan
 from covey.privacy.randomness import AesCtr
-from covey.recipes.prepare import local_half
+from covey.recipes.prepare import local_halves
 from covey.recipes.recipe import Settings, load_recipe
 from covey.server.aggregator import Aggregator
 from covey.server.messages import AbandonArrived, CloseShard, DiscardShard, OpenShard, Reply, ReportArrived, ShardClosed
@@ -31,7 +31,7 @@ from covey.types.segments import SegmentSum
 from covey.types.tensors import sha256_hex, unpack_tensors
 from covey.wire.messages import Abandoned, Reported
 
-__all__ = ["Worker"]
+__all__ = ["Worker", "make_trainer"]
 
 _KEPT_BLOBS = 2
 
@@ -62,10 +62,7 @@ class Worker:
         self._blobs = {sha256_hex(setup.plan): setup.plan}
         self._old: list[str] = []
         self.trainer: Trainer
-        if setup.settings.trainer == "jax":
-            self.trainer = _jax_trainer(recipe.task(), setup.settings)
-        else:
-            self.trainer = OnnxTrainer()
+        self.trainer = make_trainer(recipe.task, setup.settings, self.dataset)
 
     def receive(self, message: Any) -> Any:
         """Take one message and return its answer."""
@@ -156,7 +153,11 @@ class Worker:
         return self.evaluator.evaluate(params, held_out)
 
 
-def _jax_trainer(task: Any, settings: Settings) -> Trainer:
+def make_trainer(task: Callable[[], Any], settings: Settings, dataset: FederatedDataset) -> Trainer:
+    """Return what :data:`covey.recipes.recipe.TRAINERS` calls ``settings.trainer``."""
+    if settings.trainer == "onnx":
+        return OnnxTrainer()
     from covey.simulation.jax_trainer import JaxTrainer
 
-    return JaxTrainer(task, local_half(settings))
+    stepwise = {"jax": None, "jax-step": True, "jax-loop": False}[settings.trainer]
+    return JaxTrainer(task(), local_halves(settings, dataset), stepwise=stepwise)

@@ -17,6 +17,7 @@
     │   ├── PlanSignatureError plan_signature        not signed by the pinned owner
     │   ├── PlanOpError        plan_op               a graph with an op, domain or feature outside the list
     │   ├── PlanSchemaError    plan_schema           written for a newer Covey
+    │   ├── AsynchronousError  asynchronous          an asynchronous algorithm where only rounds are possible
     │   └── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
     ├── DataError              data_invalid
     │   ├── DatasetMissingError dataset_missing
@@ -260,6 +261,12 @@ class PlanRefusedError(PlanError):
     """A valid plan outside what this device's owner accepted."""
 
     code = "plan_refused"
+
+
+class AsynchronousError(PlanError):
+    """An asynchronous algorithm where only rounds are possible: secure aggregation, or the server of a deployment."""
+
+    code = "asynchronous"
 
 
 class DataError(CoveyError):
