@@ -24,6 +24,7 @@
     │   ├── ExampleError       example_invalid       wrong shape, dtype or value
     │   └── TooFewExamplesError too_few_examples     an empty device, or one below the plan's minimum
     ├── TrainingError          training_not_finite   a NaN or an infinity in a loss or an update
+    ├── ResumeError            resume                a simulation's run that cannot be taken up again
     ├── WorkerError            worker_ended          a process of a simulation that ended by itself
     ├── UpdateError            update_invalid
     │   ├── UpdateFormatError  update_format         truncated, oversized, or of another layout
@@ -297,6 +298,12 @@ class TrainingError(CoveyError):
     """A NaN or an infinity in a loss or an update on the device."""
 
     code = "training_not_finite"
+
+
+class ResumeError(CoveyError):
+    """A run that cannot be taken up again: of another configuration, or not there."""
+
+    code = "resume"
 
 
 class WorkerError(CoveyError):
