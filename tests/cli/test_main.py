@@ -27,7 +27,7 @@ def test_every_command_has_a_help_text(covey, command):
         (["simulate", "keyboard", "--rounds", "0"], ["--rounds", "at least 1"]),
         (["simulate", "keyboard", "--partition", "iid"], ["--partition", "role for shakespeare"]),
         (["simulate", "keyboard", "--batch", "many"], ["neither a whole number nor inf"]),
-        (["simulate"], ["Missing argument 'RECIPE'"]),
+        (["simulate"], ["RECIPE", "--resume RUNDIR"]),
         (["simulte"], ["No such command 'simulte'"]),
         (["demo", "--devices", "2"], ["--devices", "at least 8"]),
         (["demo", "--rounds", "0"], ["--rounds", "at least 1"]),

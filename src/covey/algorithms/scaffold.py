@@ -49,7 +49,7 @@ def scaffold(settings: Mapping[str, float]) -> Algorithm:
 
     def apply(state: ServerState, aggregate: Aggregate) -> ServerState:
         before, sums = untagged(CONTROL, state.extra), aggregate.segments[CONTROL]
-        control = {k: (c + sums[k] / num_devices).astype(np.float32) for k, c in before.items()}
+        control = {k: (c.astype(np.float64) + sums[k] / num_devices).astype(np.float32) for k, c in before.items()}
         step = {k: server_lr * d for k, d in uniform_mean(aggregate, MODEL).items()}
         return moved(state, step, tagged(CONTROL, control))
 

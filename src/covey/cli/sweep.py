@@ -78,7 +78,8 @@ def command(
     def settings_of(point: Any) -> Any:
         # An explicit None in the grid (a batch of everything) must not count as left out.
         settings = settings_from(found, {**values, **{k: v for k, v in point.items() if v is not None}})
-        return dataclasses.replace(settings, **{k: None for k, v in point.items() if v is None})
+        unset: dict[str, Any] = {k: None for k, v in point.items() if v is None}
+        return dataclasses.replace(settings, **unset)
 
     shown = _Shown(len(cells), quiet=json_file == "-")
     results = sweep(recipe, settings_of, options, cells, out, shown.cell, shown.result)

@@ -23,7 +23,7 @@ _SERIES = tuple(f"#00010{i}" for i in range(NUM_COLOURS))
 _VARIABLES = {_INK: "var(--ink)", _MUTED: "var(--muted)", _GRID: "var(--grid)"} | {
     c: f"var(--s{i})" for i, c in enumerate(_SERIES)
 }
-_STYLE = {
+_STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
     "text.color": _INK,
@@ -64,14 +64,14 @@ class Curve:
     @classmethod
     def of(cls, label: str, report: RunReport) -> "Curve":
         """Return the curve of a run's evaluated rounds."""
-        total, points = 0.0, []
+        total, points = 0.0, list[tuple[float, ...]]()
         for row in report.rounds:
             total += row.bytes_up + row.bytes_down
             if row.loss is not None:
                 accuracy = float("nan") if row.accuracy is None else row.accuracy
                 points.append((row.round, total, row.at_s, accuracy, row.loss))
-        columns = list(zip(*points, strict=True)) if points else [[], [], [], [], []]
-        return cls(label, *columns)
+        rounds, num_bytes, at_s, accuracies, losses = ([p[i] for p in points] for i in range(5))
+        return cls(label, rounds, num_bytes, at_s, accuracies, losses)
 
 
 def require_plots() -> None:
@@ -154,7 +154,8 @@ class _styled:
     def __init__(self, more: Mapping[str, Any] | None = None) -> None:
         import matplotlib
 
-        self._context = matplotlib.rc_context({**_STYLE, **(more or {})})
+        style: Any = {**_STYLE, **(more or {})}
+        self._context = matplotlib.rc_context(style)
 
     def __enter__(self) -> Any:
         from matplotlib.figure import Figure
