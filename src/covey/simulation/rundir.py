@@ -24,7 +24,7 @@ from covey.simulation.snapshot import Snapshot
 from covey.types.errors import ResumeError
 from covey.types.tensors import sha256_hex
 
-__all__ = ["RunConfig", "RunDir", "read_config", "read_report"]
+__all__ = ["RunConfig", "RunDir", "read_config", "read_report", "read_rows"]
 
 _EVERY_S = 1.0
 """A snapshot is written at most so often: a run that is killed repeats so much at worst, with the same result."""
@@ -159,9 +159,10 @@ class RunDir:
             return  # it was stopped before its first round was stored: it begins again
         except (OSError, msgspec.MsgspecError) as e:
             raise ResumeError(f"--resume {folder}", expected="a readable state.bin", got=str(e)[:200]) from e
-        with storage_errors(f"--resume {folder}"):
-            lines = (folder / "rounds.jsonl").read_bytes().splitlines()[: self.snapshot.round]
-        self.rows = [msgspec.json.decode(line, type=RoundRow) for line in lines]
+        self.rows = read_rows(folder)[: self.snapshot.round]
+        if len(self.rows) < self.snapshot.round:
+            got = f"{len(self.rows)} rounds"
+            raise ResumeError(f"--resume {folder}", expected=f"{self.snapshot.round} rounds in rounds.jsonl", got=got)
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -176,6 +177,23 @@ def read_config(folder: Path) -> RunConfig:
         raise ResumeError(
             f"run {folder}", expected="a folder that covey simulate --out wrote", got="none", hint="check the path"
         ) from e
+
+
+def read_rows(folder: Path) -> list[RoundRow]:
+    """Return the committed rounds of a run, whether it has ended or not.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    with storage_errors(f"run {folder}"):
+        lines = (folder / "rounds.jsonl").read_bytes().splitlines()
+    out = []
+    for line in lines:
+        try:
+            out.append(msgspec.json.decode(line, type=RoundRow))
+        except msgspec.MsgspecError:
+            break  # the last line of a run that was killed while it wrote
+    return out
 
 
 def read_report(folder: Path) -> RunReport:
