@@ -55,6 +55,7 @@
     │   ├── StorageFullError   storage_full
     │   └── BlobHashError      blob_hash             a stored or downloaded blob is not what its name says
     ├── PortInUseError         port_in_use
+    ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
         ├── ClipMissingError   privacy_no_clip       noise without a clip
         ├── DeltaError         privacy_delta         delta of 1/population or more
@@ -101,6 +102,7 @@ __all__ = [
     "PrivacySpecError",
     "PublicKeyError",
     "RecipeError",
+    "ReleaseRefusedError",
     "RoundClosedError",
     "SecAggError",
     "SecAggMessageError",
@@ -504,6 +506,12 @@ class PortInUseError(CoveyError):
     """A port on which something else listens."""
 
     code = "port_in_use"
+
+
+class ReleaseRefusedError(CoveyError):
+    """A release, or the delegation behind it, that is forged, expired, stale, or of another population."""
+
+    code = "release_refused"
 
 
 class PrivacyError(CoveyError):
