@@ -53,7 +53,8 @@
     ├── NotFoundError          not_found
     ├── StorageError           storage
     │   ├── StorageFullError   storage_full
-    │   └── BlobHashError      blob_hash             a stored or downloaded blob is not what its name says
+    │   ├── BlobHashError      blob_hash             a stored or downloaded blob is not what its name says
+    │   └── LedgerBrokenError  ledger_broken         the chain of a device's ledger does not hold
     ├── PortInUseError         port_in_use
     ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
@@ -85,6 +86,7 @@ __all__ = [
     "EnrolmentError",
     "ExampleError",
     "LayoutError",
+    "LedgerBrokenError",
     "MissingExtraError",
     "NoiseError",
     "NotFoundError",
@@ -500,6 +502,12 @@ class BlobHashError(StorageError):
 
     code = "blob_hash"
     http_status = 500
+
+
+class LedgerBrokenError(StorageError):
+    """A device's ledger whose chain does not hold: an entry was changed, dropped or damaged."""
+
+    code = "ledger_broken"
 
 
 class PortInUseError(CoveyError):
