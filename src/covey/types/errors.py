@@ -53,8 +53,10 @@
     ├── NotFoundError          not_found
     ├── StorageError           storage
     │   ├── StorageFullError   storage_full
-    │   └── BlobHashError      blob_hash             a stored or downloaded blob is not what its name says
+    │   ├── BlobHashError      blob_hash             a stored or downloaded blob is not what its name says
+    │   └── LedgerBrokenError  ledger_broken         the chain of a device's ledger does not hold
     ├── PortInUseError         port_in_use
+    ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
         ├── ClipMissingError   privacy_no_clip       noise without a clip
         ├── DeltaError         privacy_delta         delta of 1/population or more
@@ -84,6 +86,7 @@ __all__ = [
     "EnrolmentError",
     "ExampleError",
     "LayoutError",
+    "LedgerBrokenError",
     "MissingExtraError",
     "NoiseError",
     "NotFoundError",
@@ -101,6 +104,7 @@ __all__ = [
     "PrivacySpecError",
     "PublicKeyError",
     "RecipeError",
+    "ReleaseRefusedError",
     "RoundClosedError",
     "SecAggError",
     "SecAggMessageError",
@@ -500,10 +504,22 @@ class BlobHashError(StorageError):
     http_status = 500
 
 
+class LedgerBrokenError(StorageError):
+    """A device's ledger whose chain does not hold: an entry was changed, dropped or damaged."""
+
+    code = "ledger_broken"
+
+
 class PortInUseError(CoveyError):
     """A port on which something else listens."""
 
     code = "port_in_use"
+
+
+class ReleaseRefusedError(CoveyError):
+    """A release, or the delegation behind it, that is forged, expired, stale, or of another population."""
+
+    code = "release_refused"
 
 
 class PrivacyError(CoveyError):
