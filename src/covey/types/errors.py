@@ -58,7 +58,9 @@
     ├── StorageError           storage
     │   ├── StorageFullError   storage_full
     │   ├── BlobHashError      blob_hash             a stored or downloaded blob is not what its name says
-    │   └── LedgerBrokenError  ledger_broken         the chain of a device's ledger does not hold
+    │   ├── LedgerBrokenError  ledger_broken         the chain of a device's ledger does not hold
+    │   ├── StoreCorruptError  store_corrupt         an example store whose file is damaged
+    │   └── StoreSealedError   store_sealed          an encrypted example store without its key, or a plain one
     ├── PortInUseError         port_in_use
     ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
@@ -124,6 +126,8 @@ __all__ = [
     "StateError",
     "StorageError",
     "StorageFullError",
+    "StoreCorruptError",
+    "StoreSealedError",
     "ThresholdError",
     "TooFewExamplesError",
     "TooLargeError",
@@ -544,6 +548,18 @@ class LedgerBrokenError(StorageError):
     """A device's ledger whose chain does not hold: an entry was changed, dropped or damaged."""
 
     code = "ledger_broken"
+
+
+class StoreCorruptError(StorageError):
+    """An example store whose file is damaged."""
+
+    code = "store_corrupt"
+
+
+class StoreSealedError(StorageError):
+    """An encrypted example store without the key that fits, or a plain one where encryption was asked for."""
+
+    code = "store_sealed"
 
 
 class PortInUseError(CoveyError):
