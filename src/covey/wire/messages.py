@@ -101,6 +101,8 @@ class Assignment(_Message, frozen=True, kw_only=True, omit_defaults=True):
         mode: ``plain`` or ``secure``; must be what the plan's privacy terms say.
         public_seed: 32 bytes in hex, the round's public randomness.
         report_within_s: when the round closes for this session.
+        task: name of the task within the population.
+        kind: ``train`` or ``evaluate``; must be what the plan's phase does.
     """
 
     session: str
@@ -114,6 +116,8 @@ class Assignment(_Message, frozen=True, kw_only=True, omit_defaults=True):
     mode: str = "plain"
     public_seed: str = ""
     report_within_s: float
+    task: str = ""
+    kind: str = "train"
 
 
 class ComeBack(_Message, frozen=True, kw_only=True, omit_defaults=True):
