@@ -9,7 +9,6 @@ import contextlib
 import os
 import random
 import secrets
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from covey.plans.manifest import Manifest
 from covey.plans.plan import unpack_plan
 from covey.privacy.randomness import AesCtr
 from covey.server.aggregator import Aggregator
+from covey.server.clock import steady_clock
 from covey.server.config import ServerConfig
 from covey.server.coordinator import Coordinator, CoordinatorState
 from covey.server.credentials import Credentials
@@ -102,7 +102,7 @@ class Service:
         config: ServerConfig,
         credentials: Credentials,
         *,
-        now_s: Callable[[], float] = time.time,
+        now_s: Callable[[], float] | None = None,
         on_round: Callable[[RoundSummary], None] = lambda summary: None,
     ) -> None:
         """Put the roles together; :meth:`start` begins.
@@ -112,7 +112,7 @@ class Service:
             storage: what the server keeps.
             config: how it serves.
             credentials: who may come in.
-            now_s: the clock.
+            now_s: the clock, seconds since 1970; None: one that no setting of the machine's moves.
             on_round: gets every round that ends, on the event loop: it must be quick.
         """
         population = record.population
@@ -121,7 +121,7 @@ class Service:
         self.population = population
         self.credentials = credentials
         self.config = config
-        self.now_s = now_s
+        self.now_s = now_s or steady_clock()
         self.mode = manifest.privacy.mode
         self.coordinator = _coordinator(record, manifest, storage, settings, config.num_shards)
         waiting = SelectorSettings(config.poll_s, config.retry_s, config.max_waiting)
@@ -215,7 +215,7 @@ class Service:
         Raises:
             SessionUnknownError: see :meth:`ask_aggregator`.
         """
-        shard = self._shard(session)
+        shard = self.shard_of(session)
         ticket, answer = self._ticket()
         self._polls[ticket] = answer
         self._post(shard, StepAwaited(ticket, session, step))
@@ -232,12 +232,17 @@ class Service:
         Raises:
             SessionUnknownError: no aggregator of this process ever held it.
         """
-        shard = self._shard(session)
+        shard = self.shard_of(session)
         ticket, answer = self._ticket()
         self._post(shard, message(ticket))
         return answer
 
-    def _shard(self, session: str) -> int:
+    def shard_of(self, session: str) -> int:
+        """Return which aggregator holds a session.
+
+        Raises:
+            SessionUnknownError: no aggregator of this process ever held it.
+        """
         shard = self._shard_of.get(session)
         if shard is None:
             raise SessionUnknownError(
