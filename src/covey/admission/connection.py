@@ -81,7 +81,10 @@ class _Connection(H11Protocol):
 
     def _arm(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(self.limits.header_timeout_s, self._cut)
+            # The rest of a body that was refused is let in for a while: a client that is cut may miss the answer.
+            is_body = self.conn.their_state is h11.SEND_BODY
+            timeout_s = self.limits.body_timeout_s if is_body else self.limits.header_timeout_s
+            self._deadline = self.loop.call_later(timeout_s, self._cut)
 
     def _disarm(self) -> None:
         if self._deadline is not None:
