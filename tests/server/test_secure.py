@@ -64,7 +64,7 @@ class Round:
         self.manifest = unpack_plan(self.plan_data).manifest
         self.offer = world.assignment(self.plan_data, mode="secure", public_seed=os.urandom(32).hex())
         self.role = SecureAggregator(
-            parts.POPULATION, self.manifest, chance=random.Random(seed), retry_s=2.0, step_timeout_s=TIMEOUT_S
+            parts.POPULATION, self.manifest, chance=random.Random(seed), step_timeout_s=TIMEOUT_S
         )
         self.now_s, self.told = now_s, []
         self.sessions = [f"s{i}" for i in range(count)]
@@ -420,7 +420,7 @@ def test_late_unknown_and_untimely_messages_are_refused():
 
 def test_an_abandoned_session_is_not_waited_for():
     r = Round()
-    assert r.ask(AbandonArrived("t", "s5", "condition_lapsed")) == Abandoned(retry_after_s=2.0)
+    assert r.ask(AbandonArrived("t", "s5", "condition_lapsed")) == Abandoned(retry_after_s=0.0)
     assert r.told == [Lost("a", "condition_lapsed")]
     for s in r.sessions[:5]:
         r.send(s, "ready")
@@ -429,9 +429,9 @@ def test_an_abandoned_session_is_not_waited_for():
     for s in r.sessions[:4]:
         r.send(s, "advertise", bodies[s])
         r.wait(s, "advertise")
-    assert r.ask(AbandonArrived("t", "s4", "condition_lapsed")) == Abandoned(retry_after_s=2.0)
+    assert r.ask(AbandonArrived("t", "s4", "condition_lapsed")) == Abandoned(retry_after_s=0.0)
     assert isinstance(r.answers["s0 waits"], bytes)  # the step ended with the last one that was still there
-    assert r.ask(AbandonArrived("t", "nobody", "x")) == Abandoned(retry_after_s=2.0)
+    assert r.ask(AbandonArrived("t", "nobody", "x")) == Abandoned(retry_after_s=0.0)
 
 
 def test_a_ready_device_that_leaves_before_the_groups_form_is_in_none():

@@ -65,7 +65,6 @@ class SecureAggregator:
         manifest: Manifest,
         *,
         chance: random.Random,
-        retry_s: float = 0.0,
         step_timeout_s: float = 30.0,
         executor: Executor | None = None,
         num_tasks: int = 1,
@@ -76,7 +75,6 @@ class SecureAggregator:
             population: whose coordinator is told.
             manifest: of the plan whose updates are folded; its terms are secure.
             chance: who is in a group with whom; the operating system's, except in a simulation.
-            retry_s: when a device shall check in again after its report.
             step_timeout_s: how long a step of the protocol may take.
             executor: of processes, for taking masks off; None does it here.
             num_tasks: into how many parts that work is cut.
@@ -87,7 +85,6 @@ class SecureAggregator:
         self._manifest = manifest
         self._terms: SecureTerms = manifest.privacy.secure
         self._chance = chance
-        self._retry_s = retry_s
         self._step_timeout_s = step_timeout_s
         self._executor, self._num_tasks = executor, num_tasks
         self._used: MutableSet[bytes] = set()
@@ -172,7 +169,7 @@ class SecureAggregator:
         if not group.take(index, message.step, message.body):
             return [Envelope(to, Reply(Taken(step=message.step)))]
         if message.step == "unmask":
-            answer: Taken | Reported = Reported(counted=True, retry_after_s=self._retry_s)
+            answer: Taken | Reported = Reported(counted=True, retry_after_s=0.0)
         else:
             answer = Taken(step=message.step)
         out = [Envelope(to, Reply(answer))]
@@ -198,7 +195,7 @@ class SecureAggregator:
             return [Envelope(to, Reply(error))]
 
     def _abandon(self, message: AbandonArrived, now_s: float) -> list[Envelope]:
-        out = [Envelope(device_address(message.ticket), Reply(Abandoned(retry_after_s=self._retry_s)))]
+        out = [Envelope(device_address(message.ticket), Reply(Abandoned(retry_after_s=0.0)))]
         try:
             attempt, shard = self._shard_of(message.session)
         except CoveyError:

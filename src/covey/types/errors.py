@@ -57,8 +57,12 @@
     ├── NotFoundError          not_found
     ├── StorageError           storage
     │   ├── StorageFullError   storage_full
-    │   └── BlobHashError      blob_hash             a stored or downloaded blob is not what its name says
+    │   ├── BlobHashError      blob_hash             a stored or downloaded blob is not what its name says
+    │   ├── LedgerBrokenError  ledger_broken         the chain of a device's ledger does not hold
+    │   ├── StoreCorruptError  store_corrupt         an example store whose file is damaged
+    │   └── StoreSealedError   store_sealed          an encrypted example store without its key, or a plain one
     ├── PortInUseError         port_in_use
+    ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
         ├── ClipMissingError   privacy_no_clip       noise without a clip
         ├── DeltaError         privacy_delta         delta of 1/population or more
@@ -90,6 +94,7 @@ __all__ = [
     "EnrolmentError",
     "ExampleError",
     "LayoutError",
+    "LedgerBrokenError",
     "MissingExtraError",
     "NoiseError",
     "NotFoundError",
@@ -108,6 +113,7 @@ __all__ = [
     "PublicKeyError",
     "RateLimitedError",
     "RecipeError",
+    "ReleaseRefusedError",
     "RoundClosedError",
     "SecAggError",
     "SecAggMessageError",
@@ -120,6 +126,8 @@ __all__ = [
     "StateError",
     "StorageError",
     "StorageFullError",
+    "StoreCorruptError",
+    "StoreSealedError",
     "ThresholdError",
     "TooFewExamplesError",
     "TooLargeError",
@@ -536,10 +544,34 @@ class BlobHashError(StorageError):
     http_status = 500
 
 
+class LedgerBrokenError(StorageError):
+    """A device's ledger whose chain does not hold: an entry was changed, dropped or damaged."""
+
+    code = "ledger_broken"
+
+
+class StoreCorruptError(StorageError):
+    """An example store whose file is damaged."""
+
+    code = "store_corrupt"
+
+
+class StoreSealedError(StorageError):
+    """An encrypted example store without the key that fits, or a plain one where encryption was asked for."""
+
+    code = "store_sealed"
+
+
 class PortInUseError(CoveyError):
     """A port on which something else listens."""
 
     code = "port_in_use"
+
+
+class ReleaseRefusedError(CoveyError):
+    """A release, or the delegation behind it, that is forged, expired, stale, or of another population."""
+
+    code = "release_refused"
 
 
 class PrivacyError(CoveyError):

@@ -127,6 +127,8 @@ class Assignment(_Message, frozen=True, kw_only=True, omit_defaults=True):
         mode: ``plain`` or ``secure``; must be what the plan's privacy terms say.
         public_seed: 32 bytes in hex, the round's public randomness.
         report_within_s: when the round closes for this session.
+        task: which of the population's tasks this is.
+        kind: ``train``, or ``evaluate``: the model is measured on the device's examples and not changed.
     """
 
     session: str
@@ -140,6 +142,8 @@ class Assignment(_Message, frozen=True, kw_only=True, omit_defaults=True):
     mode: str = "plain"
     public_seed: str = ""
     report_within_s: float
+    task: str = ""
+    kind: str = "train"
 
 
 class ComeBack(_Message, frozen=True, kw_only=True, omit_defaults=True):
