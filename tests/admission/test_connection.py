@@ -178,7 +178,9 @@ def test_garbage_after_a_request_that_is_being_answered_ends_it_without_a_word_i
         connection.data_received(b"no chunk\r\n")
         for _ in range(5):
             await asyncio.sleep(0)
-        assert b'"wire_invalid"' in transport.written and transport.closed and transport.written.count(b"HTTP/1.1 4") == 1
+        assert (
+            b'"wire_invalid"' in transport.written and transport.closed and transport.written.count(b"HTTP/1.1 4") == 1
+        )
         assert not [r for r in caplog.records if r.levelname == "ERROR"]
 
     run(scenario)
