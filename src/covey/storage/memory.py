@@ -1,12 +1,13 @@
 """Storage in memory: for simulations and tests. It keeps the newest checkpoints only, like the others."""
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+from covey.plans.release import Release
 from covey.storage.interface import Admit, PopulationRecord, PrivacyCharge
 from covey.types.errors import NotFoundError, StorageError
 from covey.types.tensors import sha256_hex
-from covey.wire.messages import RoundSummary
+from covey.wire.messages import CandidateSummary, RoundSummary
 
 __all__ = ["MemoryStorage"]
 
@@ -22,6 +23,7 @@ class MemoryStorage:
         self._kept: dict[str, deque[tuple[str, str]]] = {}
         self._charges: dict[str, list[PrivacyCharge]] = {}
         self._keep = max(1, keep_checkpoints)
+        self.release_store = MemoryReleases(self._keep, self._forget, self._known)
 
     def put_blob(self, data: bytes) -> str:
         """See :class:`Storage`."""
@@ -58,10 +60,7 @@ class MemoryStorage:
         kept = self._kept[population]
         kept.append((name, extra_name))
         while len(kept) > self._keep:
-            # Another population may need the same bytes.
-            needed = {name for r in self._populations.values() for name in (r.plan, r.checkpoint, r.extra)}
-            for blob in set(kept.popleft()) - {n for pair in kept for n in pair} - needed:
-                self._blobs.pop(blob, None)
+            self._forget(set(kept.popleft()))
 
     def add_summary(self, population: str, summary: RoundSummary) -> None:
         """See :class:`Storage`."""
@@ -92,7 +91,67 @@ class MemoryStorage:
     def close(self) -> None:
         """See :class:`Storage`."""
 
+    def _forget(self, names: set[str]) -> None:
+        """Delete blobs, but for those that anything still needs: another population may have the same bytes."""
+        needed = {name for r in self._populations.values() for name in (r.plan, r.checkpoint, r.extra)}
+        needed |= {name for kept in self._kept.values() for pair in kept for name in pair}
+        for blob in names - needed - self.release_store.needed():
+            self._blobs.pop(blob, None)
+
     def _known(self, population: str) -> PopulationRecord:
         if population not in self._populations:
             raise StorageError("population", expected="one that was created", got="an unknown name")
         return self._populations[population]
+
+
+class MemoryReleases:
+    """See :class:`covey.storage.interface.ReleaseStore`."""
+
+    def __init__(self, keep: int, forget: Callable[[set[str]], None], known: Callable[[str], PopulationRecord]) -> None:
+        """Begin empty; checkpoints of the newest ``keep`` releases stay, others are told to ``forget``."""
+        self._keep = keep
+        self._forget = forget
+        self._known = known
+        self._candidates: dict[str, list[CandidateSummary]] = {}
+        self._releases: dict[str, list[Release]] = {}
+
+    def propose(self, population: str, candidate: CandidateSummary) -> None:
+        """See :class:`ReleaseStore`."""
+        self._known(population)
+        rows = self._candidates.setdefault(population, [])
+        if any((c.task, c.round) == (candidate.task, candidate.round) for c in rows):
+            raise StorageError("candidate", expected="a round without one", got="a second for one round")
+        rows.append(candidate)
+
+    def settle(self, population: str, candidate: CandidateSummary, release: Release | None) -> None:
+        """See :class:`ReleaseStore`."""
+        rows = self._candidates.get(population, [])
+        keys = [(c.task, c.round, c.status) for c in rows]
+        if (key := (candidate.task, candidate.round, "pending")) not in keys:
+            raise StorageError("candidate", expected="a pending one of that round", got="none")
+        if release is not None:
+            self.publish(release)
+        rows[keys.index(key)] = candidate
+        self._forget({candidate.checkpoint})
+
+    def publish(self, release: Release) -> None:
+        """See :class:`ReleaseStore`."""
+        self._known(release.population)
+        rows = self._releases.setdefault(release.population, [])
+        if release.version != len(rows) + 1:
+            raise StorageError("release", expected=f"version {len(rows) + 1}", got=str(release.version))
+        rows.append(release)
+        self._forget({r.checkpoint for r in rows[: -self._keep][-1:]})
+
+    def candidates(self, population: str) -> tuple[CandidateSummary, ...]:
+        """See :class:`ReleaseStore`."""
+        return tuple(self._candidates.get(population, ()))
+
+    def releases(self, population: str) -> tuple[Release, ...]:
+        """See :class:`ReleaseStore`."""
+        return tuple(self._releases.get(population, ()))
+
+    def needed(self) -> set[str]:
+        """Return the checkpoints that must stay."""
+        pending = {c.checkpoint for rows in self._candidates.values() for c in rows if c.status == "pending"}
+        return pending | {r.checkpoint for rows in self._releases.values() for r in rows[-self._keep :]}

@@ -10,12 +10,13 @@ import msgspec
 
 from covey.storage.blobs import BlobDir
 from covey.storage.interface import Admit, PopulationRecord, PrivacyCharge
+from covey.storage.sqlite_releases import RELEASES, SqliteReleases
 from covey.types.errors import StorageError, StorageFullError
 from covey.wire.messages import RoundSummary
 
 __all__ = ["SqliteStorage"]
 
-_SCHEMA_VERSION = 2
+_SCHEMA_VERSION = 3
 _ROUNDS = """
     CREATE TABLE population (
         name TEXT PRIMARY KEY, plan TEXT NOT NULL, signature TEXT NOT NULL,
@@ -41,8 +42,10 @@ _LEDGER = """
     CREATE TRIGGER privacy_is_not_refunded BEFORE DELETE ON privacy_charge
         BEGIN SELECT RAISE (ABORT, 'a privacy charge is never refunded'); END;
 """
-_STEPS = (_ROUNDS, _LEDGER)
+_STEPS = (_ROUNDS, _LEDGER, RELEASES)
 """What leads from each version of the schema to the next: an older directory is brought up to date when opened."""
+
+_NEWEST = "SELECT checkpoint, extra FROM round WHERE population = ? AND checkpoint != '' ORDER BY sequence DESC"
 
 
 class SqliteStorage:
@@ -69,6 +72,8 @@ class SqliteStorage:
                 raise StorageError(
                     "server.db", expected=f"schema {_SCHEMA_VERSION}", got=f"schema {version}", hint="upgrade Covey"
                 )
+
+        self.release_store = SqliteReleases(self._db, self._keep, _errors, self._transaction, self._forget)
 
     def put_blob(self, data: bytes) -> str:
         """See :class:`Storage`."""
@@ -173,13 +178,18 @@ class SqliteStorage:
 
     def _forget_old(self, population: str) -> None:
         """Delete checkpoints that nothing needs any more."""
-        query = "SELECT checkpoint, extra FROM round WHERE population = ? AND checkpoint != '' ORDER BY sequence DESC"
         with _errors():
-            rows = self._db.execute(f"{query} LIMIT 2 OFFSET ?", (population, self._keep)).fetchall()
-            kept = self._db.execute(f"{query} LIMIT ?", (population, self._keep)).fetchall()
-            plans = self._db.execute("SELECT plan, checkpoint, extra FROM population").fetchall()
-        needed = {name for row in (*kept, *plans) for name in row}
-        for name in {name for row in rows for name in row if name} - needed:
+            rows = self._db.execute(f"{_NEWEST} LIMIT 2 OFFSET ?", (population, self._keep)).fetchall()
+        self._forget({name for row in rows for name in row})
+
+    def _forget(self, names: set[str]) -> None:
+        """Delete blobs, but for those that anything still needs."""
+        with _errors():
+            plans = self._db.execute("SELECT plan, checkpoint, extra, name FROM population").fetchall()
+            kept = [self._db.execute(f"{_NEWEST} LIMIT ?", (row[3], self._keep)).fetchall() for row in plans]
+        needed = {"", *self.release_store.needed()} | {name for row in plans for name in row[:3]}
+        needed |= {name for rows in kept for row in rows for name in row}
+        for name in names - needed:
             self._blobs.delete(name)
 
     @contextlib.contextmanager

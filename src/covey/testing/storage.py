@@ -9,13 +9,15 @@
 A check gets a function that opens the storage. The first call gives an empty one; every later call, after the former
 was closed, gives what the former left behind. It must keep :data:`KEEP_CHECKPOINTS` checkpoints. A broken law is an
 AssertionError that says which. What only an implementation can know (a crash, a full disk, bytes that were changed
-behind its back) is for its own tests.
+behind its back) is for its own tests. For ``release_store`` run :func:`covey.testing.releases.release_checks` besides.
 """
 
 from collections.abc import Callable
 from functools import partial
 
 from covey.storage.interface import PopulationRecord, PrivacyCharge, Storage
+from covey.testing.laws import expect as _expect
+from covey.testing.laws import expect_error as _expect_error
 from covey.types.errors import NotFoundError, StorageError
 from covey.types.tensors import sha256_hex
 from covey.wire.messages import RoundSummary
@@ -285,16 +287,3 @@ def privacy_ledgers_do_not_touch_each_other(open_storage: Open) -> None:
     _expect(dict(storage.privacy_spent("p")) == {b"same": 5}, "a population's own charges")
     _expect(dict(storage.privacy_spent("q")) == {b"same": 7}, "a population's own charges")
     storage.close()
-
-
-def _expect(holds: bool, law: str) -> None:
-    if not holds:
-        raise AssertionError(f"broken law: {law}")
-
-
-def _expect_error(kind: type[Exception], call: Callable[[], object], law: str) -> None:
-    try:
-        call()
-    except kind:
-        return
-    raise AssertionError(f"broken law: {law}: expected {kind.__name__}")
