@@ -210,6 +210,11 @@ def _facts(m: "Manifest") -> dict[str, str]:
             f"up to {secure.adversary:.0%} may collude with the server and {secure.dropout:.0%} drop out; "
             f"integers modulo 2^{'/2^'.join(sorted({str(s.ring_bits) for s in m.layout(0)[1:]}))}"
         )
+        facts["server"] = (
+            f"sums hold against a server that lies; devices certified by {secure.authority[:12]}…"
+            if secure.is_active
+            else "assumed to follow the protocol, and to be curious"
+        )
     if terms.noise is not None:
         n = terms.noise
         facts["noise"] = (

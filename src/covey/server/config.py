@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from covey.admission.limits import Limits
 from covey.types.errors import UsageError
 
 __all__ = ["RoundConfig", "ServerConfig", "load_config"]
@@ -47,7 +48,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         unmask_workers: processes that take the masks off secure sums; 0: the aggregator's own thread does, which is
             enough for small models and groups.
         keep_checkpoints: how many checkpoints stay on the disk.
-        enrolment: ``open`` (anybody gets a credential: for a trusted network or a demonstration only).
+        enrolment: who gets a credential. ``open``: anybody, for a trusted network or a demonstration only; ``token``:
+            who has a token of the application's backend; else an entry point of ``covey.attestation``.
+        attestation: what the verifier needs; for ``token``, ``key``: the backend's public key, a PEM file.
+        limits: how much one client may ask.
         round: how a round goes.
     """
 
@@ -67,6 +71,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     unmask_workers: int = 0
     keep_checkpoints: int = 10
     enrolment: str = "open"
+    attestation: dict[str, str] = {}
+    limits: Limits = Limits()
     round: RoundConfig = RoundConfig()
 
 
@@ -90,6 +96,8 @@ def load_config(path: Path) -> ServerConfig:
     _known_keys(path, table, ServerConfig, "")
     if isinstance(table.get("round"), dict):
         _known_keys(path, table["round"], RoundConfig, "round.")
+    if isinstance(table.get("limits"), dict):
+        _known_keys(path, table["limits"], Limits, "limits.")
     try:
         config = msgspec.convert(table, ServerConfig)
     except msgspec.ValidationError as e:
@@ -126,8 +134,7 @@ def _check(path: Path, config: ServerConfig) -> None:
         value = getattr(config, name)
         if not low <= value <= high:
             raise UsageError(f"configuration {path}: {name}", expected=f"{low} to {high}", got=str(value))
-    if config.enrolment != "open":
-        raise UsageError(f"configuration {path}: enrolment", expected="open", got=config.enrolment)
+    config.limits.check(f"configuration {path}")
     safe = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
     if not config.population or not set(config.population) <= safe or config.population.startswith("."):
         raise UsageError(
