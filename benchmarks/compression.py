@@ -31,7 +31,7 @@ from benchmarks.compression_curves import Curve, CurveStore, bytes_to, reached_r
 from benchmarks.compression_speed import NUM_PARAMETERS
 from benchmarks.report import Report
 from covey.compression.codec import codec_named
-from covey.device.randomness import PrivateStream
+from covey.privacy.randomness import AesCtr
 from covey.recipes.recipe import load_recipe
 from covey.types.errors import CoveyError, DatasetMissingError
 
@@ -183,7 +183,7 @@ def eden_error(report: Report, draws: int) -> None:
         "log-normal": lambda r: r.lognormal(0, 1, 2**17),
         "t3": lambda r: r.standard_t(3, 2**17),
     }
-    private = PrivateStream(bytes(32), "benchmark")
+    private = AesCtr(bytes(32), private=False)
     for kind, draw in make.items():
         errors: dict[int, list[float]] = {b: [] for b in _EXPECTED_ERROR}
         for i in range(draws):

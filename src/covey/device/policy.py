@@ -99,7 +99,7 @@ def check_assignment(policy: OwnerPolicy, plan: Plan, assignment: Assignment) ->
             "assignment: phase", expected=f"one of the plan's {len(manifest.phases)}", got=str(assignment.phase)
         )
     hyper_values(manifest, assignment.hyper)
-    check_privacy(policy.privacy, terms)
+    check_privacy(policy.privacy, manifest)
     _check_blobs(manifest, assignment)
 
 

@@ -311,7 +311,7 @@ class Coordinator:
     def _open(self, total: SegmentSum, attempt: _Attempt) -> Aggregate:
         if self._private is not None:
             if self._manifest.privacy.mode == "secure":  # charged when the shards were closed
-                return self._private.read(total, attempt.phase)
+                return self._private.read(total, attempt.phase, attempt.name)
             return self._private.open(self._storage, total, attempt.phase, self.round + 1, attempt.name)
         reals = opened_reals(self._manifest, attempt.phase, total, public_seed(attempt.name))
         aggregate = Aggregate.opened(total, self._manifest.phases[attempt.phase], self._manifest.metrics, reals)
