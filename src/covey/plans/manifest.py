@@ -30,6 +30,7 @@ from covey.types.segments import Segment, header_segment, real_segment
 from covey.types.tensors import TensorSpec
 
 __all__ = [
+    "ACTIVE_SCHEMA",
     "BASE_METRICS",
     "CLIP",
     "CLIP_COUNT",
@@ -53,13 +54,16 @@ __all__ = [
     "SegmentPlan",
     "decode_manifest",
     "encode_manifest",
+    "needed_schema",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The newest schema that this version reads."""
 NOISE_SCHEMA = 2
 """The schema of plans with noise. Unknown fields are ignored, so an older device would train such a plan without a
 clip: the higher number makes it refuse."""
+ACTIVE_SCHEMA = 3
+"""The schema of plans against an active server. An older device would take part as if the server were honest."""
 TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
 
@@ -255,6 +259,13 @@ _LEAST_FRACTION_BITS = 8
 """A weighted coordinate is rounded to 1/256 at worst: to 4e-6 of a device's change, at a thousand examples."""
 
 
+def needed_schema(privacy: PrivacyTerms) -> int:
+    """Return the schema of a plan with these terms: the lowest that makes a device that does not know them refuse."""
+    if privacy.secure is not None and privacy.secure.is_active:
+        return ACTIVE_SCHEMA
+    return NOISE_SCHEMA if privacy.noise is not None else 1
+
+
 def encode_manifest(manifest: Manifest) -> bytes:
     """Encode as JSON with sorted keys: the same manifest always gives the same bytes."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
@@ -321,6 +332,10 @@ def _validate(m: Manifest) -> None:
         checks += [
             (m.privacy.min_cohort <= secure.group_size, "privacy.secure.group_size", "at least min_cohort"),
             (secure.ring_bits in (*range(8, 33), 64), "privacy.secure.ring_bits", "8 to 32, or 64"),
+            (secure.mode in ("honest-but-curious", "active"), "privacy.secure.mode", "honest-but-curious or active"),
+            (_is_key(secure.authority) == secure.is_active, "privacy.secure.authority", "32 bytes in hex if active"),
+            (secure.is_active or not secure.authority, "privacy.secure.authority", "none unless active"),
+            (m.schema >= ACTIVE_SCHEMA or not secure.is_active, "schema", f"at least {ACTIVE_SCHEMA} if active"),
         ]
     summed = m.privacy.mode == "secure" or m.privacy.noise is not None
     rings = [s.ring for p in m.phases for s in p.segments]
@@ -331,6 +346,10 @@ def _validate(m: Manifest) -> None:
     for ok, where, expected in checks:
         if not ok:
             raise PlanFormatError(f"manifest.json: {where}", expected=expected, got="something else")
+
+
+def _is_key(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 def _noise_checks(m: Manifest, noise: NoiseTerms) -> list[tuple[bool, str, str]]:

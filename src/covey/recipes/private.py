@@ -7,13 +7,13 @@ import msgspec
 from covey.compression.codec import Codec, codec_for
 from covey.plans.manifest import (
     CLIP,
-    NOISE_SCHEMA,
     HyperBound,
     Manifest,
     NoiseTerms,
     Phase,
     RingPlan,
     SegmentPlan,
+    needed_schema,
 )
 from covey.plans.plan import pack_plan
 from covey.privacy.mechanism import Mechanism
@@ -58,7 +58,7 @@ def with_privacy(prepared: Prepared, spec: Spec, setting: Setting) -> tuple[Prep
     clip = HyperBound(name=CLIP, default=mechanism.clip, low=mechanism.clip_low, high=mechanism.clip_high)
     private = msgspec.structs.replace(
         manifest,
-        schema=NOISE_SCHEMA,
+        schema=needed_schema(terms),
         privacy=terms,
         phases=tuple(_noised(p, codec, noise) for p in manifest.phases),
         hyper=(*manifest.hyper, clip),
