@@ -17,7 +17,7 @@ __all__ = ["compare_private"]
 _ROUNDS = 40
 _DEVICES = 1000
 _SETTINGS: dict[str, Any] = {"partition": "two-class", "num_clients": _DEVICES, "cohort": _DEVICES, "lr": 0.1}
-_TARGET = "clip=0.5,epsilon=10"
+_TARGET = "clip=1,epsilon=10"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _Arm:
 
 _ARMS = (
     _Arm("float32, no noise", "float32", None),
-    _Arm("secure path, no noise", f"hd|subsample:0.125|ring:15:{_DEVICES}:60", None),
+    _Arm("secure path, no noise", f"hd|subsample:0.125|ring:15:{_DEVICES}:75", None),
     _Arm("float32, the server's noise", "float32", f"gaussian:{_TARGET}"),
     _Arm("secure path, devices' noise", f"hd|subsample:0.125|ring:20:{_DEVICES}:clip", f"skellam:{_TARGET}"),
 )
