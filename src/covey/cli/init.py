@@ -94,6 +94,7 @@ def command(
     Devices trust whoever holds DIR/owner/owner.key: keep that folder off the server. A sum over few devices says much
     about each of them: lower --min-cohort only where that is no harm, as in a trial with devices of your own.
     """
+    from covey.privacy.spec import is_noised
     from covey.recipes.recipe import load_recipe
 
     authority = _authority(plain, active, authority_key)
@@ -113,6 +114,7 @@ def command(
         port=port,
         max_rounds=max_rounds,
         report_timeout_s=600.0,
+        noised=is_noised(privacy),
         promise=lambda prepared: (
             prepared if privacy is None else promised(prepared, privacy, settings.cohort, max_rounds, devices)
         ),
@@ -189,9 +191,12 @@ def write_population(
     max_rounds: int,
     report_timeout_s: float,
     step_timeout_s: float = 30.0,
+    noised: bool = False,
     promise: "Callable[[Prepared], Prepared]" = lambda prepared: prepared,
 ) -> str:
-    """Write the two folders and return the plan's hash. ``promise`` may write differential privacy into the plan.
+    """Write the two folders and return the plan's hash.
+
+    ``promise`` writes differential privacy into the plan; ``noised`` says whether it does.
 
     Raises:
         UsageError: the folder is already in use, or a cohort below ``min_cohort``.
@@ -221,7 +226,7 @@ def write_population(
     terms = PrivacyTerms(min_cohort=min_cohort, n_max=max(1000, 2 * settings.cohort))
     if secure:
         terms = secure_terms(min_cohort, settings, authority)
-    prepared = promise(prepare(recipe, source, settings, terms, dataset))
+    prepared = promise(prepare(recipe, source, settings, terms, dataset, noised=noised))
     key = generate_owner_key()
     with storage_errors(f"directory {directory}"):
         owner.mkdir(parents=True)
