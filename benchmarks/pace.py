@@ -37,23 +37,22 @@ def figures(record: CheckIns, first_day: int, last_day: int) -> dict[str, Any]:
     began, waited = np.asarray(record.began_s), np.asarray(record.waited_s)
     inside = (began >= first_day * DAY_S) & (began < last_day * DAY_S)
     num_rounds = int(inside.sum())
-    waits = waited[inside] if num_rounds else np.asarray([math.nan])
-    lasts = waits + record.settings.round_s
+    p50, p99 = np.quantile(waited[inside], (0.5, 0.99)).tolist() if num_rounds else (None, None)
     return {
         "rate": mean / 60,
         "low": hours.min() / mean,
         "high": hours.max() / mean,
         "minute": minutes.max() / mean,
         "rounds": num_rounds / (last_day - first_day),
-        "p50": float(np.median(waits)),
-        "p99": float(np.quantile(waits, 0.99)),
-        "spread": float(np.quantile(lasts, 0.99) / np.median(lasts)),
+        "p50": p50,
+        "p99": p99,
+        "spread": (p99 + record.settings.round_s) / (p50 + record.settings.round_s) if num_rounds else None,
         "echo": _echo(record, mean),
     }
 
 
 def _echo(record: CheckIns, mean: float) -> float | None:
-    """Return the busiest minute from ten minutes after the outage on: those who came back at once have been told then."""
+    """Return the busiest minute from ten minutes after the outage on; those who came back at once are gone then."""
     end_s = record.settings.away_s[1]
     after = record.per_minute[int(end_s // 60) + 10 :] if math.isfinite(end_s) else []
     return max(after) / mean if after else None

@@ -27,7 +27,7 @@ _MOST_SLOTS = 1440
 _MEMORY_DAYS = 1.5
 """An hour of the day that was not seen for so long may have changed, and is tried again."""
 _GAIN = 0.5
-"""How far an hour's share is corrected each day. What is promised for one hour is kept in the next ones as well, so that
+"""How far an hour's share is corrected each day. Some of those who are sent to one hour come in the next ones, so that
 more would make the days swing against each other (see ``docs/pace.md``)."""
 _SHARES = (0.02, 5.0)
 _SET_RIGHT = 5

@@ -67,7 +67,7 @@ class Activity:
         self._mean, self._lasts_s, self._peak_s = mean, lasts_s, peak_s
         self._swing = (highest_to_lowest - 1) / (highest_to_lowest + 1)
         steepest = self._swing * math.hypot(1.0, lasts_s * 2 * math.pi / DAY_S)
-        if not (0 < mean * (1 - steepest) and mean * (1 + steepest) < 1):
+        if mean * (1 - steepest) <= 0 or mean * (1 + steepest) >= 1:
             raise ValueError("no process has this share: a smaller mean, a smaller swing or a shorter time")
         self._grid_s = np.linspace(0.0, DAY_S, 1441)
         self._table = self._hazard(self._grid_s)
