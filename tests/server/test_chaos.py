@@ -1,4 +1,4 @@
-"""A short chaos in both modes (``python -m benchmarks.chaos`` is the long one), and that its judge finds what is wrong."""
+"""A short chaos in both modes (``python -m benchmarks.chaos`` is the long one); and its judge finds what is wrong."""
 
 import functools
 import signal
