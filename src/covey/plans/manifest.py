@@ -12,7 +12,8 @@ A plan holds four kinds of ONNX graph (opset <= 21, default domain):
     ``begin``: ``params.*``, ``shared.*`` -> ``state.*``. ``finish``: ``state.*``, ``params.*``, ``shared.*``,
     ``totals.*`` (float32 scalars: examples, weight, loss) -> ``<segment>.*``.
 ``eval``
-    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means.
+    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means. It is the
+    graph of the one phase of an evaluation plan (:mod:`covey.plans.evaluation`), which sends nothing but the header.
 ``predict``
     ``params.*``, ``input.*`` -> ``output.*``.
 
@@ -34,6 +35,8 @@ __all__ = [
     "BASE_METRICS",
     "CLIP",
     "CLIP_COUNT",
+    "COMPARISON",
+    "EVALUATION_SCHEMA",
     "SCHEMA_VERSION",
     "TRAINED",
     "AlgorithmRef",
@@ -64,10 +67,14 @@ NOISE_SCHEMA = 2
 clip: the higher number makes it refuse."""
 ACTIVE_SCHEMA = 3
 """The schema of plans against an active server. An older device would take part as if the server were honest."""
+EVALUATION_SCHEMA = 3
+"""The schema of plans whose phase evaluates."""
 TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
 
 BASE_METRICS = ("examples", "loss", "weight")
+COMPARISON = ("compared", "difference", "difference_squared")
+"""The last metrics of an evaluation plan: 1 where the device compared two models, and how much they differed."""
 CLIP = "clip"
 """The per-round value that carries the clip where a plan has noise."""
 CLIP_COUNT = "clip_count"
@@ -163,6 +170,9 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, a bool tensor
     ``trained/<parameter>`` for each tensor of the one segment: the mask that its codec draws from the session's public
     seed (a structured update). Other parameters do not move.
+
+    A phase of graph ``eval`` has no state and no segments. Where the server broadcasts a second model as ``shared``,
+    the device compares both by its mean of the metric ``compares``.
     """
 
     name: str
@@ -175,6 +185,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     max_steps: int
     chunk_steps: int
     trained_in_place: bool = False
+    compares: str = ""
 
 
 class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,6 +221,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     budget: Budget = Budget()
     privacy: PrivacyTerms = PrivacyTerms()
     built_with: dict[str, str] = {}
+
+    @property
+    def graph_metrics(self) -> tuple[str, ...]:
+        """The metrics that the graphs sum; the comparison's follow from two such sums."""
+        return tuple(k for k in self.metrics if k not in COMPARISON)
 
     def layout(self, phase: int) -> tuple[Segment, ...]:
         """Return the integer segments of an update: the header first, then the phase's own, in order.
@@ -303,22 +319,7 @@ def _validate(m: Manifest) -> None:
         (m.params == tuple(sorted(m.params)), "params", "canonical order"),
     ]
     for i, p in enumerate(m.phases):
-        checks += [
-            (p.graph in ("train", "gradient"), f"phases[{i}].graph", "train or gradient"),
-            (min(p.batch_size, p.epochs, p.max_steps, p.chunk_steps) >= 1, f"phases[{i}]", "sizes of at least 1"),
-            (len(p.segments) >= 1, f"phases[{i}].segments", "at least one segment"),
-            (
-                all(s.weighting in ("examples", "none") for s in p.segments),
-                f"phases[{i}].weighting",
-                "examples or none",
-            ),
-            (
-                not p.trained_in_place or len(p.segments) == 1,
-                f"phases[{i}].trained_in_place",
-                "one segment, whose codec names the mask",
-            ),
-            (all(s.max_delta > 0 for s in p.segments), f"phases[{i}].max_delta", "above 0"),
-        ]
+        checks += _evaluation_checks(m, p, f"phases[{i}]") if p.graph == "eval" else _phase_checks(p, f"phases[{i}]")
     if (secure := m.privacy.secure) is not None:
         checks += [
             (m.privacy.min_cohort <= secure.group_size, "privacy.secure.group_size", "at least min_cohort"),
@@ -338,6 +339,37 @@ def _validate(m: Manifest) -> None:
 
 def _is_key(text: str) -> bool:
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+def _phase_checks(p: Phase, where: str) -> list[tuple[bool, str, str]]:
+    return [
+        (p.graph in ("train", "gradient"), f"{where}.graph", "train, gradient or eval"),
+        (min(p.batch_size, p.epochs, p.max_steps, p.chunk_steps) >= 1, where, "sizes of at least 1"),
+        (len(p.segments) >= 1, f"{where}.segments", "at least one segment"),
+        (all(s.weighting in ("examples", "none") for s in p.segments), f"{where}.weighting", "examples or none"),
+        (
+            not p.trained_in_place or len(p.segments) == 1,
+            f"{where}.trained_in_place",
+            "one segment, whose codec names the mask",
+        ),
+        (all(s.max_delta > 0 for s in p.segments), f"{where}.max_delta", "above 0"),
+        (not p.compares, f"{where}.compares", "nothing but in an evaluation"),
+    ]
+
+
+def _evaluation_checks(m: Manifest, p: Phase, where: str) -> list[tuple[bool, str, str]]:
+    return [
+        (m.schema >= EVALUATION_SCHEMA, "schema", f"at least {EVALUATION_SCHEMA} for an evaluation"),
+        (len(m.phases) == 1, "phases", "no other phase beside an evaluation"),
+        (not p.segments and not p.state and not p.trained_in_place, where, "an evaluation to send the header alone"),
+        (p.shared == m.params, f"{where}.shared", "a second model's parameters"),
+        (m.metrics[-len(COMPARISON) :] == COMPARISON, "metrics", f"to end with {', '.join(COMPARISON)}"),
+        (p.compares in m.graph_metrics, f"{where}.compares", "one of the metrics"),
+        (p.compares not in ("examples", "weight"), f"{where}.compares", "a metric that is divided by the weight"),
+        (not m.hyper, "hyper", "no per-round values in an evaluation"),
+        # Metric sums would be opened without noise; they are absent from plans with noise for that reason.
+        (m.privacy.noise is None, "privacy.noise", "none: an evaluation has nothing but metrics, which get no noise"),
+    ]
 
 
 def _noise_checks(m: Manifest, noise: NoiseTerms) -> list[tuple[bool, str, str]]:
