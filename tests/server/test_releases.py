@@ -1,4 +1,4 @@
-"""The release desk: candidates, verdicts, versions, rollbacks, and everything that keeps a release from its signature."""
+"""The release desk: candidates, verdicts, versions, rollbacks, and all that keeps a release from being signed."""
 
 import dataclasses
 

@@ -24,6 +24,7 @@ _COMMANDS: Mapping[str, str] = {
     "serve": "covey.cli.serve",
     "device": "covey.cli.device",
     "plan": "covey.cli.plan",
+    "release": "covey.cli.release",
     "data": "covey.cli.data",
     "secagg": "covey.cli.secagg",
     "privacy": "covey.cli.privacy",
@@ -41,6 +42,8 @@ _EXTRAS = {
     "PIL": "images",
     "dp_accounting": "privacy",
     "constriction": "entropy",
+    "safetensors": "export",
+    "prometheus_client": "server",
 }
 
 _INTERRUPTED = 128 + signal.SIGINT

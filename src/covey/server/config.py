@@ -9,7 +9,11 @@ import msgspec
 
 from covey.types.errors import UsageError
 
-__all__ = ["RoundConfig", "ServerConfig", "load_config"]
+__all__ = ["ReleaseConfig", "RoundConfig", "ServerConfig", "load_config"]
+
+
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,6 +29,23 @@ class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     pause_s: float = 0.0
     max_rounds: int = 0
     hyper: dict[str, float] = {}
+
+
+class ReleaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[release]`` table; see :class:`covey.server.promotion.ReleaseSettings` for the meaning of the first values.
+
+    ``plan`` and ``signature`` are the evaluation plan and the owner's signature over it.
+    """
+
+    every: int = 10
+    min_cohort: int = 0
+    evaluate: bool = True
+    min_devices: int = 30
+    margin: float = 0.01
+    confidence: float = 0.95
+    attempts: int = 3
+    plan: str = "evaluation.covey"
+    signature: str = "evaluation.sig"
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,7 +67,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             enough for small models and groups.
         keep_checkpoints: how many checkpoints stay on the disk.
         enrolment: ``open`` (anybody gets a credential: for a trusted network or a demonstration only).
+        metrics_port: where Prometheus metrics are served, on the loopback address without TLS; 0: nowhere.
+        log_format: ``text``, or ``json`` for one JSON object in each line.
+        log_level: ``debug``, ``info``, ``warning`` or ``error``.
         round: how a round goes.
+        release: what becomes a release.
     """
 
     population: str
@@ -63,7 +88,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     unmask_workers: int = 0
     keep_checkpoints: int = 10
     enrolment: str = "open"
+    metrics_port: int = 0
+    log_format: str = "text"
+    log_level: str = "info"
     round: RoundConfig = RoundConfig()
+    release: ReleaseConfig = ReleaseConfig()
 
 
 def load_config(path: Path) -> ServerConfig:
@@ -84,8 +113,9 @@ def load_config(path: Path) -> ServerConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"configuration {path}", expected="TOML", got=str(e)) from e
     _known_keys(path, table, ServerConfig, "")
-    if isinstance(table.get("round"), dict):
-        _known_keys(path, table["round"], RoundConfig, "round.")
+    for name, kind in (("round", RoundConfig), ("release", ReleaseConfig)):
+        if isinstance(table.get(name), dict):
+            _known_keys(path, table[name], kind, f"{name}.")
     try:
         config = msgspec.convert(table, ServerConfig)
     except msgspec.ValidationError as e:
@@ -110,6 +140,7 @@ def _known_keys(path: Path, table: dict[str, Any], kind: type[msgspec.Struct], p
 def _check(path: Path, config: ServerConfig) -> None:
     ranges = {
         "port": (0, 65535),
+        "metrics_port": (0, 65535),
         "max_waiting": (1, 10_000_000),
         "buffers": (1, 4096),
         "num_shards": (1, 1024),
@@ -124,6 +155,9 @@ def _check(path: Path, config: ServerConfig) -> None:
             raise UsageError(f"configuration {path}: {name}", expected=f"{low} to {high}", got=str(value))
     if config.enrolment != "open":
         raise UsageError(f"configuration {path}: enrolment", expected="open", got=config.enrolment)
+    for name, known in (("log_format", LOG_FORMATS), ("log_level", LOG_LEVELS)):
+        if (text := getattr(config, name)) not in known:
+            raise UsageError(f"configuration {path}: {name}", expected=" or ".join(known), got=text)
     safe = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
     if not config.population or not set(config.population) <= safe or config.population.startswith("."):
         raise UsageError(

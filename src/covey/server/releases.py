@@ -20,9 +20,14 @@ from covey.types.errors import BudgetExhaustedError, NotFoundError, ReleaseRefus
 from covey.types.tensors import unpack_tensors
 from covey.wire.messages import CandidateSummary, RoundSummary
 
-__all__ = ["ReleaseDesk", "Wanted"]
+__all__ = ["ReleaseDesk", "ReleaseHistory", "Wanted"]
 
-_SHOWN = 5
+
+class ReleaseHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """All releases of a population, and all checkpoints that stood for release: the answer to ``GET .../releases``."""
+
+    releases: tuple[Release, ...]
+    candidates: tuple[CandidateSummary, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +92,10 @@ class ReleaseDesk:
         """Return ``on``, ``off`` (by configuration), or why nothing can be signed; see :mod:`release_key`."""
         return self._signer(now_s).state if self.settings.every else "off"
 
-    def candidates(self) -> tuple[CandidateSummary, ...]:
-        """Return the last few candidates with their verdicts."""
-        return self._store.candidates(self.population)[-_SHOWN:]
+    def history(self, now_s: float) -> ReleaseHistory:
+        """Return every release and every candidate, in order."""
+        releases = tuple(self._renewed(r, now_s) for r in self._store.releases(self.population))
+        return ReleaseHistory(releases=releases, candidates=self._store.candidates(self.population))
 
     def current(self, now_s: float) -> Release:
         """Return the release that devices shall serve, under the newest delegation of its key.
@@ -99,10 +105,7 @@ class ReleaseDesk:
         """
         if self._newest is None:
             raise NotFoundError("release", expected="a first release", got="none yet", hint="come again later")
-        word = self._signer(now_s).delegation
-        if word is None or word.release_key != self._newest.delegation.release_key:
-            return self._newest
-        return msgspec.structs.replace(self._newest, delegation=word)
+        return self._renewed(self._newest, now_s)
 
     def committed(self, summary: RoundSummary, now_s: float) -> CandidateSummary | None:
         """Take a committed round; return the candidate that it makes, decided or pending, or None."""
@@ -161,6 +164,12 @@ class ReleaseDesk:
         self._store.publish(made)
         self._newest = made
         return made
+
+    def _renewed(self, release: Release, now_s: float) -> Release:
+        word = self._signer(now_s).delegation
+        if word is None or word.release_key != release.delegation.release_key:
+            return release
+        return msgspec.structs.replace(release, delegation=word)
 
     def _stands(self, summary: RoundSummary) -> bool:
         every = self.settings.every
