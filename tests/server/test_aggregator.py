@@ -51,7 +51,7 @@ COORDINATOR = coordinator_address(parts.POPULATION)
 
 
 def aggregator(sessions=("s1", "s2", "s3"), attempt="a"):
-    role = Aggregator(parts.POPULATION, parts.manifest(), retry_s=2.0)
+    role = Aggregator(parts.POPULATION, parts.manifest())
     assert role.receive(OpenShard(attempt, 0, tuple(sessions)), 0.0) == []
     return role
 
@@ -77,7 +77,7 @@ def bits(total):
 def test_a_report_is_counted():
     role, data = aggregator(), parts.body()
     answer, told = report(role, "s1", data)
-    assert answer == Reported(counted=True, retry_after_s=2.0)
+    assert answer == Reported(counted=True, retry_after_s=0.0)
     assert told == [Counted("a", len(data))]
     assert close(role).num_folded == 1
 
@@ -281,7 +281,7 @@ def test_an_abandoned_session_ends():
     role = aggregator()
     for session, told in (("s1", [Envelope(COORDINATOR, Lost("a", "condition_lapsed"))]), ("nobody", [])):
         answer, *rest = role.receive(AbandonArrived("ticket", session, "condition_lapsed"), 0.0)
-        assert answer.to == device_address("ticket") and answer.message.message == Abandoned(retry_after_s=2.0)
+        assert answer.to == device_address("ticket") and answer.message.message == Abandoned(retry_after_s=0.0)
         assert rest == told
     assert len(role.receive(AbandonArrived("ticket", "s1", "again"), 0.0)) == 1  # told once
     assert isinstance(report(role, "s1")[0], RoundClosedError)

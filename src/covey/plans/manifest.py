@@ -25,11 +25,13 @@ from typing import Any
 
 import msgspec
 
+from covey.plans.terms import Budget, Eligibility, NoiseTerms, PrivacyTerms, SecureTerms
 from covey.types.errors import LayoutError, PlanFormatError, PlanSchemaError
 from covey.types.segments import Segment, header_segment, real_segment
 from covey.types.tensors import TensorSpec
 
 __all__ = [
+    "ACTIVE_SCHEMA",
     "BASE_METRICS",
     "CLIP",
     "CLIP_COUNT",
@@ -55,6 +57,7 @@ __all__ = [
     "SegmentPlan",
     "decode_manifest",
     "encode_manifest",
+    "needed_schema",
 ]
 
 SCHEMA_VERSION = 3
@@ -64,6 +67,8 @@ NOISE_SCHEMA = 2
 clip: the higher number makes it refuse."""
 EVALUATION_SCHEMA = 3
 """The schema of plans whose phase evaluates."""
+ACTIVE_SCHEMA = 3
+"""The schema of plans against an active server. An older device would take part as if the server were honest."""
 TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
 
@@ -183,101 +188,6 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     compares: str = ""
 
 
-class Eligibility(msgspec.Struct, frozen=True, kw_only=True):
-    """Under which conditions a device may train."""
-
-    idle: bool = True
-    charging: bool = True
-    unmetered: bool = True
-
-
-class Budget(msgspec.Struct, frozen=True, kw_only=True):
-    """What a session may cost the device."""
-
-    memory_bytes: int = 512 << 20
-    time_s: float = 600.0
-
-
-class SecureTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """How sums are masked: the numbers from which every device computes degree and threshold for itself.
-
-    A cohort is split into groups; each group's sum is opened by itself, of at least ``min_cohort`` devices or not at
-    all.
-
-    Attributes:
-        group_size: the most devices in a group.
-        adversary: the share of them that may collude with the server.
-        dropout: the share of them that may vanish between the end of training and the opening.
-        ring_bits: the model's coordinates are summed modulo ``2**ring_bits``.
-    """
-
-    group_size: int = 100
-    adversary: float = 0.05
-    dropout: float = 0.10
-    ring_bits: int = 32
-
-
-class NoiseTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """Differential privacy of a task: fixed in the plan, recomputed by every device, never taken from the server.
-
-    The names and meanings of all but the last three are those of :class:`covey.privacy.mechanism.Mechanism`; its
-    ``min_survivors`` is the terms' ``min_cohort``. The clip of a round travels as the per-round value ``clip``.
-
-    Attributes:
-        ring_bits: of the model's segments.
-        coordinate_bound: the largest magnitude, in units, of one coordinate that one device sends, noise included.
-        count_bound: the same for the indicator of the adapting clip.
-    """
-
-    kind: str
-    clip: float
-    clip_low: float
-    clip_high: float
-    noise_multiplier: float
-    clip_units: int
-    denominator: int
-    population: int
-    delta: float
-    num_rounds: int
-    colluders: int = 0
-    budget: float | None = None
-    quantile: float | None = None
-    clip_lr: float = 0.2
-    count_noise: float = 0.0
-    max_participation: int = 0
-    min_separation: int = 0
-    sampling: str = "none"
-    ring_bits: int = 64
-    coordinate_bound: int
-    count_bound: int = 0
-
-
-class PrivacyTerms(msgspec.Struct, frozen=True, kw_only=True):
-    """What the population's owner promises, and every device checks for itself.
-
-    Attributes:
-        mode: ``plain`` (the server could look at one update, though it stores none) or ``secure`` (it can only open
-            the sum of a group; it is assumed to be honest, but curious).
-        min_cohort: the fewest devices whose sum may be opened.
-        n_max: the most devices that may ever be selected for one sum; makes overflow impossible.
-        max_weight: cap on one device's weight.
-        secure: how sums are masked; None in plain mode.
-        noise: differential privacy, or None. With it, weights are uniform and metrics are absent.
-    """
-
-    mode: str = "plain"
-    min_cohort: int = 100
-    n_max: int = 10_000
-    max_weight: int = 10_000
-    secure: SecureTerms | None = None
-    noise: NoiseTerms | None = None
-
-    @property
-    def most_in_sum(self) -> int:
-        """The most devices in one opened sum: of a group in secure mode, of the whole cohort in plain mode."""
-        return self.secure.group_size if self.secure else self.n_max
-
-
 class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True):
     """The algorithm whose server half applies the aggregate, and its settings, for example ``server_lr``."""
 
@@ -356,6 +266,13 @@ _LEAST_FRACTION_BITS = 8
 """A weighted coordinate is rounded to 1/256 at worst: to 4e-6 of a device's change, at a thousand examples."""
 
 
+def needed_schema(privacy: PrivacyTerms) -> int:
+    """Return the schema of a plan with these terms: the lowest that makes a device that does not know them refuse."""
+    if privacy.secure is not None and privacy.secure.is_active:
+        return ACTIVE_SCHEMA
+    return NOISE_SCHEMA if privacy.noise is not None else 1
+
+
 def encode_manifest(manifest: Manifest) -> bytes:
     """Encode as JSON with sorted keys: the same manifest always gives the same bytes."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
@@ -407,6 +324,10 @@ def _validate(m: Manifest) -> None:
         checks += [
             (m.privacy.min_cohort <= secure.group_size, "privacy.secure.group_size", "at least min_cohort"),
             (secure.ring_bits in (*range(8, 33), 64), "privacy.secure.ring_bits", "8 to 32, or 64"),
+            (secure.mode in ("honest-but-curious", "active"), "privacy.secure.mode", "honest-but-curious or active"),
+            (_is_key(secure.authority) == secure.is_active, "privacy.secure.authority", "32 bytes in hex if active"),
+            (secure.is_active or not secure.authority, "privacy.secure.authority", "none unless active"),
+            (m.schema >= ACTIVE_SCHEMA or not secure.is_active, "schema", f"at least {ACTIVE_SCHEMA} if active"),
         ]
     checks += [(h.low <= h.default <= h.high, f"hyper.{h.name}", "low <= default <= high") for h in m.hyper]
     if m.privacy.noise is not None:
@@ -445,6 +366,10 @@ def _evaluation_checks(m: Manifest, p: Phase, where: str) -> list[tuple[bool, st
         # Metric sums would be opened without noise; they are absent from plans with noise for that reason.
         (m.privacy.noise is None, "privacy.noise", "none: an evaluation has nothing but metrics, which get no noise"),
     ]
+
+
+def _is_key(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 def _noise_checks(m: Manifest, noise: NoiseTerms) -> list[tuple[bool, str, str]]:

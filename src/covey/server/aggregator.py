@@ -66,17 +66,15 @@ def segment_codecs(manifest: Manifest, phase: int) -> dict[str, Codec]:
 class Aggregator:
     """One shard's role. Laws: a session is folded at most once; a refused body changes no bit of the sum."""
 
-    def __init__(self, population: str, manifest: Manifest, *, retry_s: float = 0.0) -> None:
+    def __init__(self, population: str, manifest: Manifest) -> None:
         """Begin without a round.
 
         Args:
             population: whose coordinator is told.
             manifest: of the plan whose updates are folded.
-            retry_s: when a device shall check in again after its report.
         """
         self._to = coordinator_address(population)
         self._manifest = manifest
-        self._retry_s = retry_s
         self._shards: dict[str, _Shard] = {}
         self._attempt_of: dict[str, str] = {}
         self._late: deque[str] = deque(maxlen=_REMEMBERED)
@@ -128,7 +126,7 @@ class Aggregator:
             shard.ended[message.session] = RoundClosedError
             return [Envelope(to, Reply(error)), Envelope(self._to, Lost(attempt, error.code))]
         shard.ended[message.session] = AlreadyCountedError
-        answer = Reported(counted=True, retry_after_s=self._retry_s)
+        answer = Reported(counted=True, retry_after_s=0.0)
         return [Envelope(to, Reply(answer)), Envelope(self._to, Counted(attempt, len(message.body)))]
 
     def _fold(self, attempt: str, shard: _Shard, message: ReportArrived) -> None:
@@ -143,7 +141,7 @@ class Aggregator:
         shard.total.fold_reals(values)
 
     def _abandon(self, ticket: str, session: str, reason: str) -> list[Envelope]:
-        answer = Envelope(device_address(ticket), Reply(Abandoned(retry_after_s=self._retry_s)))
+        answer = Envelope(device_address(ticket), Reply(Abandoned(retry_after_s=0.0)))
         try:
             attempt, shard = self._open_shard(session)
         except CoveyError:

@@ -33,12 +33,10 @@ class SelectorSettings:
 
     Attributes:
         poll_s: how long a check-in is held open before the device is told to come back.
-        retry_s: when it shall come back.
         max_waiting: how many may wait; the next one is sent away at once.
     """
 
     poll_s: float = 25.0
-    retry_s: float = 1.0
     max_waiting: int = 10_000
 
 
@@ -115,4 +113,4 @@ class Selector:
         return [Envelope(self._to, DevicesSelected(wanted.attempt, tickets))]
 
     def _come_back(self, ticket: str, reason: str) -> Envelope:
-        return Envelope(device_address(ticket), Reply(ComeBack(retry_after_s=self._settings.retry_s, reason=reason)))
+        return Envelope(device_address(ticket), Reply(ComeBack(retry_after_s=0.0, reason=reason)))

@@ -36,6 +36,7 @@ from covey.server.messages import (
     coordinator_address,
     selector_address,
 )
+from covey.server.reconnect import Reconnect
 from covey.server.secure import SecureAggregator
 from covey.server.selector import Selector, SelectorSettings
 from covey.server.settings import RoundSettings
@@ -53,7 +54,6 @@ from covey.wire.messages import ComeBack, PopulationStatus, RoundSummary
 
 __all__ = ["Service", "load_population"]
 
-_PAUSED_RETRY_S = 60.0
 _CACHED_BLOBS = 4
 _AGAIN = "check in again"
 _TASKS_FOR_EACH = 4
@@ -124,7 +124,8 @@ class Service:
         self.now_s = now_s
         self.mode = manifest.privacy.mode
         self.coordinator = _coordinator(record, manifest, storage, settings, config.num_shards)
-        waiting = SelectorSettings(config.poll_s, config.retry_s, config.max_waiting)
+        waiting = SelectorSettings(config.poll_s, config.max_waiting)
+        self.reconnect = Reconnect(config.retry_s)
         self.selector = Selector(population, waiting, random.SystemRandom())
         self._engine = Engine(
             {selector_address(population): self.selector, coordinator_address(population): self.coordinator}
@@ -193,9 +194,9 @@ class Service:
     def come_back_now(self) -> ComeBack | None:
         """Return the answer for a device that cannot be used now, or None if it may wait."""
         if self._stopping:
-            return ComeBack(retry_after_s=self.config.retry_s, reason="restarting")
+            return self._come_back("restarting")
         if self.coordinator.state is CoordinatorState.PAUSED:
-            return ComeBack(retry_after_s=_PAUSED_RETRY_S, reason="paused")
+            return self._come_back("paused")
         return None
 
     def ask_selector(self, message: Callable[[str], Any]) -> tuple[str, "asyncio.Future[Any]"]:
@@ -255,8 +256,7 @@ class Service:
             return self._buffers.pop()
         if self._num_buffers >= self.config.buffers:
             busy = BusyError("report", expected="a free buffer", got="all in use", hint="try again shortly")
-            busy.retry_after_s = 1.0
-            raise busy
+            raise self._stamped(busy)
         self._num_buffers += 1
         return bytearray(self.max_body_bytes)
 
@@ -321,6 +321,15 @@ class Service:
             rounds=self._storage.rounds(population, max(0, after)),
         )
 
+    def _come_back(self, reason: str) -> ComeBack:
+        answer = self._stamped(ComeBack(retry_after_s=0.0, reason=reason))
+        assert isinstance(answer, ComeBack)
+        return answer
+
+    def _stamped(self, message: Any) -> Any:
+        """Fill in when a device shall come again: the only place where that is decided."""
+        return self.reconnect.stamped(message, self.now_s())
+
     # Routing
 
     def _ticket(self) -> tuple[str, "asyncio.Future[Any]"]:
@@ -351,10 +360,11 @@ class Service:
         answer = self._waiting.pop(ticket, None)
         if answer is None or answer.done():
             return  # the client hung up; its session ends at the deadline
-        if isinstance(message.message, CoveyError):
-            answer.set_exception(message.message)
+        stamped = self._stamped(message.message)
+        if isinstance(stamped, CoveyError):
+            answer.set_exception(stamped)
         else:
-            answer.set_result(message.message)
+            answer.set_result(stamped)
 
     def _post(self, shard: int, message: Any) -> None:
         """Put a message into an aggregator's mailbox; what it causes is routed when it is done."""

@@ -9,11 +9,13 @@ One session, in order::
       GET  /v1/checkpoints/{hash}                     <- packed tensors          (immutable, cacheable)
     in plain mode
       POST /v1/sessions/{session}/report  body ->     <- Reported
-    in secure mode, for each STEP of ready, advertise, share, mask, unmask
+    in secure mode, for each STEP of ready, advertise, share, mask, unmask (consistency before it, if active)
       POST /v1/sessions/{session}/secure/STEP  body ->     <- Taken        (after unmask: Reported)
       GET  /v1/sessions/{session}/secure/STEP              <- what the step leads to     (a bounded long-poll)
     at any time
       POST /v1/sessions/{session}/abandon Abandon ->  <- Abandoned         (a condition lapsed: say so and go)
+
+An enrolment authority, which is another program at another address, answers ``POST /v1/certify``: Certify -> Certified.
 
 Every failure is an :class:`ErrorBody` with a stable code.
 """
@@ -25,6 +27,7 @@ import msgspec
 from covey.types.errors import CoveyError, VersionError, WireError, all_errors
 
 __all__ = [
+    "ACTIVE_STEPS",
     "CREDENTIAL_SCHEME",
     "PROTOCOL_VERSION",
     "Abandon",
@@ -32,6 +35,8 @@ __all__ = [
     "Assignment",
     "BlobRef",
     "CandidateSummary",
+    "Certified",
+    "Certify",
     "CheckIn",
     "ComeBack",
     "Enroll",
@@ -52,6 +57,8 @@ PROTOCOL_VERSION = 1
 CREDENTIAL_SCHEME = "Bearer"
 SECURE_STEPS = ("ready", "advertise", "share", "mask", "unmask")
 """What a device sends in a secure session, in order; ``ready`` has no body and says that training is over."""
+ACTIVE_STEPS = ("ready", "advertise", "share", "mask", "consistency", "unmask")
+"""The same where the server may be active: devices sign what they were told before they unmask."""
 
 MAX_MESSAGE_BYTES = 64 << 10
 """Control messages are small; anything longer is refused before it is parsed."""
@@ -73,6 +80,25 @@ class Enrolled(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
     credential: str
     expires_in_s: float
+
+
+class Certify(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Ask the enrolment authority for a certificate of ``identity_key``, an Ed25519 public key in hex."""
+
+    population: str
+    identity_key: str
+    attestation: str = ""
+
+
+class Certified(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The certificate: the authority's ``signature`` (hex) over label, population, key and ``expires_at``.
+
+    ``expires_at`` is in seconds since 1970, exclusive. Everybody in a group sees it: it is the same for all who are
+    certified within a short time.
+    """
+
+    expires_at: int
+    signature: str
 
 
 class BlobRef(_Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -102,8 +128,9 @@ class Assignment(_Message, frozen=True, kw_only=True, omit_defaults=True):
         mode: ``plain`` or ``secure``; must be what the plan's privacy terms say.
         public_seed: 32 bytes in hex, the round's public randomness.
         report_within_s: when the round closes for this session.
-        task: name of the task within the population.
-        kind: ``train`` or ``evaluate``; must be what the plan's phase does.
+        task: which of the population's tasks this is.
+        kind: ``train``, or ``evaluate``: the model is measured on the device's examples and not changed. It must be
+            what the plan's phase does.
     """
 
     session: str
