@@ -219,6 +219,8 @@ class RoundSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
     bytes_up: int
     metrics: dict[str, float] = {}
     checkpoint: str = ""
+    task: str = ""
+    kind: str = "train"
 
 
 class CandidateSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
