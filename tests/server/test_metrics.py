@@ -88,5 +88,5 @@ def test_they_are_served_on_the_loopback_address_until_stopped():
             serve_metrics(Metrics(), port)
     finally:
         stop()
-    with pytest.raises(OSError, match="refused|urlopen"):
+    with pytest.raises(OSError, match=r"refused|urlopen"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)

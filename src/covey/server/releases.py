@@ -49,35 +49,29 @@ class ReleaseDesk:
     def __init__(
         self,
         population: str,
-        plan: str,
-        manifest: Manifest,
+        plan_of: Callable[[str], tuple[str, Manifest]],
         storage: Storage,
         settings: ReleaseSettings,
         signer: Callable[[float], Signer],
         *,
-        task: str = "",
         metric: str | None = None,
     ) -> None:
         """Take up where the storage stands.
 
         Args:
             population: whose releases.
-            plan: SHA-256 of the plan that is trained and released.
-            manifest: that plan's.
+            plan_of: returns the SHA-256 of a task's plan, and its manifest.
             storage: keeps candidates and releases.
             settings: what a release needs.
             signer: returns the key and its delegation at a time (seconds since 1970).
-            task: the task whose rounds make candidates.
             metric: what the evaluation plan compares; None: there is no evaluation plan.
         """
         self.population = population
         self.settings = settings
-        self._plan = plan
-        self._manifest = manifest
+        self._plan_of = plan_of
         self._storage = storage
         self._store = storage.release_store
         self._signer = signer
-        self._task = task
         self._metric = metric
         self._num_failed = 0
         self._newest = next(reversed(self._store.releases(population)), None)
@@ -112,7 +106,7 @@ class ReleaseDesk:
         if self._pending is not None or not self._stands(summary) or self._signer(now_s).key is None:
             return None
         made = CandidateSummary(
-            round=summary.round, task=self._task, checkpoint=summary.checkpoint, cohort=summary.reported
+            round=summary.round, task=summary.task, checkpoint=summary.checkpoint, cohort=summary.reported
         )
         self._store.propose(self.population, made)
         self._pending, self._num_failed = made, 0
@@ -185,18 +179,19 @@ class ReleaseDesk:
     def _evidence(
         self, candidate: CandidateSummary, metrics: Mapping[str, float], found: Comparison | None
     ) -> Evidence:
-        params = unpack_tensors(self._manifest.params, self._storage.blob(candidate.checkpoint))
+        _, manifest = self._plan_of(candidate.task)
+        params = unpack_tensors(manifest.params, self._storage.blob(candidate.checkpoint))
         finite = all(np.isfinite(v).all() for v in params.values()) and all(map(np.isfinite, metrics.values()))
         missing = ""
-        if self._manifest.privacy.noise is not None:
+        if manifest.privacy.noise is not None:
             missing = "no_evaluation_under_privacy"
         elif self._metric is None:
             missing = "no_evaluation_plan"
-        return Evidence(finite, candidate.cohort, self._within_budget(), self._newest is None, found, missing)
+        return Evidence(finite, candidate.cohort, self._within_budget(manifest), self._newest is None, found, missing)
 
-    def _within_budget(self) -> bool:
+    def _within_budget(self, manifest: Manifest) -> bool:
         """Say whether what was spent is within the plan's budget: a sum was charged before it was opened."""
-        noise = self._manifest.privacy.noise
+        noise = manifest.privacy.noise
         if noise is None:
             return True
         try:
@@ -214,7 +209,8 @@ class ReleaseDesk:
             if self._signer(now_s).key is None:
                 return None
             num_bytes = len(self._storage.blob(candidate.checkpoint))
-            release = self._sign(self._plan, candidate.checkpoint, num_bytes, now_s)
+            plan, _ = self._plan_of(candidate.task)
+            release = self._sign(plan, candidate.checkpoint, num_bytes, now_s)
         decided = msgspec.structs.replace(
             candidate,
             status="promoted" if verdict.promoted else "refused",
