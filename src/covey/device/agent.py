@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from covey.device.authority import PinnedAuthority
 from covey.device.effects import (
     CONDITION_LAPSED,
     TIME_IS_UP,
     AwaitStep,
+    Certify,
     Counted,
     Effect,
     FetchBlob,
@@ -42,7 +44,16 @@ from covey.device.trainer import OnnxTrainer, Trainer, TrainingStopped
 from covey.device.transport import HttpTransport, Transport
 from covey.device.verified import Verified
 from covey.privacy.randomness import AesCtr
-from covey.types.errors import CoveyError, NotFoundError, StateError, UnauthorizedError, UsageError, VersionError
+from covey.secagg import Identity
+from covey.types.errors import (
+    CoveyError,
+    EnrolmentError,
+    NotFoundError,
+    StateError,
+    UnauthorizedError,
+    UsageError,
+    VersionError,
+)
 from covey.wire.messages import BlobRef, Enroll, Reported
 
 __all__ = ["AgentEvent", "AgentSummary", "DeviceAgent"]
@@ -90,6 +101,10 @@ def _always() -> bool:
     return True
 
 
+def _nothing() -> str:
+    return ""
+
+
 def _silent(event: AgentEvent) -> None:
     pass
 
@@ -111,6 +126,8 @@ class DeviceAgent:
         pace: Pace | None = None,
         verified: Verified | None = None,
         chance: random.Random | None = None,
+        authority: PinnedAuthority | None = None,
+        attestation: Callable[[], str] = _nothing,
     ) -> None:
         """Prepare an agent; nothing is sent yet.
 
@@ -126,6 +143,8 @@ class DeviceAgent:
             pace: how to wait.
             verified: plans that this process has already checked.
             chance: source of jitter.
+            authority: where identities come from, for plans against an active server; ``policy`` pins its key.
+            attestation: returns the proof of being a device of the application, for the server.
 
         Raises:
             UsageError: a bad address or certificate file.
@@ -141,6 +160,8 @@ class DeviceAgent:
         self._pace = pace or Pace()
         self._verified = verified or Verified()
         self._chance = chance or random.Random()
+        self._authority = authority
+        self._attestation = attestation
         self._stopping = threading.Event()
         self._credential: Credential | None = None
         self._num_failures = 0
@@ -151,6 +172,8 @@ class DeviceAgent:
         """End the run soon: between two chunks of training, or now if the agent waits. From any thread."""
         self._stopping.set()
         self._transport.abort()
+        if self._authority is not None:
+            self._authority.abort()
 
     def run(self, *, once: bool = False) -> AgentSummary:
         """Serve the population until :meth:`stop`, or, with ``once``, until one update was counted.
@@ -258,6 +281,8 @@ class DeviceAgent:
                 return session.fetched(self._blob(ref))
             case Train():
                 return self._train(session, effect)
+            case Certify():
+                return session.certified(self._identity(), int(time.time()))
             case SendReport(session=name, body=body):
                 reported = self._authorized(lambda bearer: self._transport.report(name, body, bearer))
                 self.summary.bytes_up += len(body)
@@ -292,6 +317,11 @@ class DeviceAgent:
         except TrainingStopped:
             return session.stopped(TIME_IS_UP if time.monotonic() > until_s else CONDITION_LAPSED)
 
+    def _identity(self) -> Identity:
+        if self._authority is None:
+            raise EnrolmentError("identity", expected="an enrolment authority to ask", got="only its key")
+        return self._authority.identity(int(time.time()))
+
     def _blob(self, ref: BlobRef) -> bytes:
         """Return a blob from the cache, or download it."""
         if (known := self._home.blob(ref)) is not None:
@@ -318,7 +348,7 @@ class DeviceAgent:
         population = self._policy.population
         known = self._credential or self._home.credential(self._server, population)
         if known is None or known.renew_at_s < time.time():
-            answer = self._transport.enroll(Enroll(population=population))
+            answer = self._transport.enroll(Enroll(population=population, attestation=self._attestation()))
             known = Credential(
                 server=self._server,
                 population=population,

@@ -4,7 +4,7 @@ import dataclasses
 
 import msgspec
 
-from covey.plans.manifest import CLIP, NOISE_SCHEMA, HyperBound, Manifest, NoiseTerms
+from covey.plans.manifest import CLIP, HyperBound, Manifest, NoiseTerms, needed_schema
 from covey.plans.plan import pack_plan
 from covey.privacy.mechanism import Mechanism
 from covey.privacy.spec import Setting, Spec
@@ -60,7 +60,7 @@ def with_privacy(prepared: Prepared, spec: Spec, setting: Setting) -> tuple[Prep
     )
     clip = HyperBound(name=CLIP, default=mechanism.clip, low=mechanism.clip_low, high=mechanism.clip_high)
     private = msgspec.structs.replace(
-        manifest, schema=NOISE_SCHEMA, privacy=terms, phases=phases, hyper=(*manifest.hyper, clip)
+        manifest, schema=needed_schema(terms), privacy=terms, phases=phases, hyper=(*manifest.hyper, clip)
     )
     for index in range(len(phases)):
         private.layout(index)  # refuses a ring that could wrap

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from covey.compression.codec import HEADER_CODEC, Codec, codec_for, segment_seed
-from covey.plans.manifest import Manifest
+from covey.plans.evaluation import DIFFERENCE_LIMIT, DIFFERENCE_SCALE
+from covey.plans.manifest import COMPARISON, Manifest
 from covey.server.messages import (
     AbandonArrived,
     CloseShard,
@@ -193,3 +194,8 @@ def _check_header(header: Any, manifest: Manifest, segment: Segment) -> None:
             expected=f"a counter of 1 and a weight in [{least:g}, {manifest.privacy.max_weight}]",
             got="others",
         )
+    if manifest.metrics[-len(COMPARISON) :] == COMPARISON:
+        compared, difference, squared = (float(v) for v in header[-len(COMPARISON) :])
+        most = DIFFERENCE_LIMIT * DIFFERENCE_SCALE
+        if compared not in (0.0, 1.0) or abs(difference) > most or not 0.0 <= squared <= most**2:
+            raise UpdateRangeError("header", expected="a comparison within its limits", got="another")

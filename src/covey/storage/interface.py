@@ -6,6 +6,8 @@ Laws (``covey.testing.storage`` checks them on every implementation):
 - after a crash at any instant, :meth:`Storage.load` gives the last committed round;
 - the newest checkpoint is never deleted, nor one that a task reads;
 - versions of the model only move forward: going back to an earlier checkpoint is a new version;
+- releases are numbered 1, 2, 3, ... for each population and never changed; a candidate is decided once, and its release
+  appears in the same transaction; what a pending candidate or one of the newest releases needs is not deleted;
 - a privacy charge is admitted and stored in one transaction, all of it or nothing, and never taken back.
 """
 
@@ -15,13 +17,15 @@ from typing import Protocol
 
 import msgspec
 
+from covey.plans.release import Release
 from covey.types.tensors import Tensors, TensorSpec, pack_tensors, specs_of, unpack_tensors
-from covey.wire.messages import RoundSummary
+from covey.wire.messages import CandidateSummary, RoundSummary
 
 __all__ = [
     "Admit",
     "PopulationRecord",
     "PrivacyCharge",
+    "ReleaseStore",
     "Storage",
     "TaskRecord",
     "Version",
@@ -110,8 +114,40 @@ Admit = Callable[[Mapping[bytes, int]], None]
 """Gets what a population has spent, from loss to times, and raises where it may not spend more."""
 
 
+class ReleaseStore(Protocol):
+    """The releases of all populations, and the candidates for them; part of a :class:`Storage`."""
+
+    def propose(self, population: str, candidate: CandidateSummary) -> None:
+        """Add a pending candidate. Raises StorageError where its round already had one."""
+        ...
+
+    def settle(self, population: str, candidate: CandidateSummary, release: Release | None) -> None:
+        """Replace the pending candidate of that round by its verdict and, promoted, add its release: both or neither.
+
+        Raises StorageError where there is no such pending candidate, or the version is not the next one.
+        """
+        ...
+
+    def publish(self, release: Release) -> None:
+        """Add a release without a candidate: a rollback. Raises StorageError where its version is not the next one."""
+        ...
+
+    def candidates(self, population: str) -> tuple[CandidateSummary, ...]:
+        """Return all candidates, in the order in which they stood."""
+        ...
+
+    def releases(self, population: str) -> tuple[Release, ...]:
+        """Return all releases, the first version first."""
+        ...
+
+
 class Storage(Protocol):
     """Durable state. Calls block until the data is safe; one thread uses it at a time."""
+
+    @property
+    def release_store(self) -> ReleaseStore:
+        """The releases."""
+        ...
 
     def put_blob(self, data: bytes) -> str:
         """Store a blob, synced, and return its SHA-256. Raises StorageFullError; then nothing changed."""

@@ -1,5 +1,7 @@
 """The database's schema, version after version: an older directory is brought up to date when it is opened."""
 
+from covey.storage.sqlite_releases import RELEASES
+
 __all__ = ["SCHEMA_VERSION", "STEPS"]
 
 _ROUNDS = """
@@ -41,7 +43,7 @@ _TASKS = """
     ALTER TABLE population DROP COLUMN signature;
 """
 
-STEPS = (_ROUNDS, _LEDGER, _TASKS)
+STEPS = (_ROUNDS, _LEDGER, RELEASES, _TASKS)
 """What leads from each version to the next. A step that was released is never edited: add another."""
 
 SCHEMA_VERSION = len(STEPS)

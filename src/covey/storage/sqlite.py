@@ -11,6 +11,7 @@ import msgspec
 from covey.storage.blobs import BlobDir
 from covey.storage.interface import Admit, PopulationRecord, PrivacyCharge, TaskRecord, Version
 from covey.storage.schema import SCHEMA_VERSION, STEPS
+from covey.storage.sqlite_releases import SqliteReleases
 from covey.types.errors import StorageError, StorageFullError, StorageLockedError
 from covey.wire.messages import RoundSummary
 
@@ -41,6 +42,8 @@ class SqliteStorage:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             self._migrate()
+
+        self.release_store = SqliteReleases(self._db, self._keep, _errors, self._transaction, self._forget)
 
     def put_blob(self, data: bytes) -> str:
         """See :class:`Storage`."""
@@ -224,11 +227,20 @@ class SqliteStorage:
             rows = self._db.execute(
                 f"SELECT checkpoint, extra {_KEPT} LIMIT 2 OFFSET ?", (population, self._keep)
             ).fetchall()
-            kept = self._db.execute(f"SELECT checkpoint, extra {_KEPT} LIMIT ?", (population, self._keep)).fetchall()
-            kept += self._db.execute("SELECT checkpoint, extra FROM population").fetchall()
-            kept += self._db.execute("SELECT plan, checkpoint FROM task").fetchall()
-        needed = {name for row in kept for name in row}
-        for name in {name for row in rows for name in row if name} - needed:
+        self._forget({name for row in rows for name in row})
+
+    def _forget(self, names: set[str]) -> None:
+        """Delete blobs, but for those that anything still needs."""
+        with _errors():
+            states = self._db.execute("SELECT checkpoint, extra, name FROM population").fetchall()
+            tasks = self._db.execute("SELECT plan, checkpoint FROM task").fetchall()
+            kept = [
+                self._db.execute(f"SELECT checkpoint, extra {_KEPT} LIMIT ?", (row[2], self._keep)).fetchall()
+                for row in states
+            ]
+        needed = {"", *self.release_store.needed()} | {name for row in states for name in row[:2]}
+        needed |= {name for rows in (tasks, *kept) for row in rows for name in row}
+        for name in names - needed:
             self._blobs.delete(name)
 
     @contextlib.contextmanager

@@ -9,7 +9,7 @@
 A check gets a function that opens the storage. The first call gives an empty one; every later call, after the former
 was closed, gives what the former left behind. It must keep :data:`KEEP_CHECKPOINTS` checkpoints. A broken law is an
 AssertionError that says which. What only an implementation can know (a crash, a full disk, bytes that were changed
-behind its back) is for its own tests.
+behind its back) is for its own tests. For ``release_store`` run :func:`covey.testing.releases.release_checks` besides.
 """
 
 from functools import partial
