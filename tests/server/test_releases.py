@@ -1,4 +1,4 @@
-"""The release desk: candidates, verdicts, versions, rollbacks, and all that keeps a release from being signed."""
+"""The release desk: candidates, verdicts, versions, rollbacks, and all that keeps a release from its signature."""
 
 import dataclasses
 

@@ -195,10 +195,10 @@ def test_a_real_limit_of_the_operating_system(storage, tmp_path):
 
 
 def test_a_database_of_a_newer_covey_is_refused_and_left_alone(storage, tmp_path):
-    storage._db.execute("PRAGMA user_version = 4")
+    storage._db.execute("PRAGMA user_version = 5")
     storage.close()
     for _ in range(2):
-        with pytest.raises(StorageError, match="expected schema 3, got schema 4"):
+        with pytest.raises(StorageError, match="expected schema 4, got schema 5"):
             SqliteStorage(tmp_path)
 
 

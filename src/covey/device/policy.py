@@ -101,10 +101,10 @@ def check_assignment(policy: OwnerPolicy, plan: Plan, assignment: Assignment) ->
         raise PlanRefusedError(
             "assignment: phase", expected=f"one of the plan's {len(manifest.phases)}", got=str(assignment.phase)
         )
+    _check_authority(policy, terms)
     does = "evaluate" if manifest.phases[assignment.phase].graph == "eval" else "train"
     if assignment.kind != does:
         raise PlanRefusedError("assignment: kind", expected=f"{does}, as the plan does", got=assignment.kind[:20])
-    _check_authority(policy, terms)
     hyper_values(manifest, assignment.hyper)
     check_privacy(policy.privacy, terms)
     _check_blobs(manifest, assignment)

@@ -65,10 +65,10 @@ SCHEMA_VERSION = 3
 NOISE_SCHEMA = 2
 """The schema of plans with noise. Unknown fields are ignored, so an older device would train such a plan without a
 clip: the higher number makes it refuse."""
-EVALUATION_SCHEMA = 3
-"""The schema of plans whose phase evaluates."""
 ACTIVE_SCHEMA = 3
 """The schema of plans against an active server. An older device would take part as if the server were honest."""
+EVALUATION_SCHEMA = 3
+"""The schema of plans whose phase evaluates."""
 TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
 
@@ -337,6 +337,10 @@ def _validate(m: Manifest) -> None:
             raise PlanFormatError(f"manifest.json: {where}", expected=expected, got="something else")
 
 
+def _is_key(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
 def _phase_checks(p: Phase, where: str) -> list[tuple[bool, str, str]]:
     return [
         (p.graph in ("train", "gradient"), f"{where}.graph", "train, gradient or eval"),
@@ -366,10 +370,6 @@ def _evaluation_checks(m: Manifest, p: Phase, where: str) -> list[tuple[bool, st
         # Metric sums would be opened without noise; they are absent from plans with noise for that reason.
         (m.privacy.noise is None, "privacy.noise", "none: an evaluation has nothing but metrics, which get no noise"),
     ]
-
-
-def _is_key(text: str) -> bool:
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 def _noise_checks(m: Manifest, noise: NoiseTerms) -> list[tuple[bool, str, str]]:
