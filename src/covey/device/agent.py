@@ -14,6 +14,7 @@ from covey.device.account import Account
 from covey.device.choices import Choices
 from covey.device.clock import SystemClock
 from covey.device.conditions.conditions import Conditions, Verdict
+from covey.device.conditions.unmetered import is_on_this_device
 from covey.device.driver import Driver, Parts
 from covey.device.effects import Counted, GaveUp, Lost, Outcome, Waiting
 from covey.device.events import AgentEvent, AgentSummary, Tell, silent
@@ -90,13 +91,14 @@ class DeviceAgent:
             conditions=conditions,
             choices=Choices.of_home(home.path),
             may_train=may_train,
+            over_network=not is_on_this_device(server_url),
         )
         self._parts = Parts(
             home=home,
             policy=policy,
             transport=self._transport,
             account=Account(home, server_url, self.population, self._transport, self._clock, self._enrolled),
-            trainer=trainer or OnnxTrainer(),
+            trainer=trainer or OnnxTrainer(within_budget=True),
             gate=self._gate,
             recorder=Recorder(Ledger.of_home(home.path), self.population, self._clock),
             clock=self._clock,

@@ -85,7 +85,7 @@ class BlobCache:
             return path.read_bytes()
 
     def trim(self, keep: Collection[str]) -> None:
-        """Delete what was used longest ago until the rest fits under the cap; never a blob that is named in ``keep``."""
+        """Delete what was used longest ago until the rest fits under the cap; never what ``keep`` names."""
         with storage_errors(_WHERE):
             files = [(p, p.stat()) for p in self._folder.iterdir() if p.is_file()]
             left = sum(s.st_size for _, s in files)

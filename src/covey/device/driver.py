@@ -105,7 +105,8 @@ class Driver:
             raise
         if (given := self._session.assignment) is not None:
             self._record_end(effect.outcome)
-            self._parts.home.blobs.trim({given.plan.sha256, given.checkpoint.sha256})
+            with contextlib.suppress(StorageError):  # what cannot be deleted now may be after the next session
+                self._parts.home.blobs.trim({given.plan.sha256, given.checkpoint.sha256})
         return effect.outcome
 
     def _after(self, effect: Effect) -> Effect:

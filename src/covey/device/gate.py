@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import msgspec
+
 from covey.device.choices import Choices
 from covey.device.conditions.conditions import Conditions, Verdict
 from covey.plans.manifest import Eligibility
@@ -34,9 +36,20 @@ class Gate:
         conditions: Conditions | None = None,
         choices: Choices | None = None,
         may_train: Callable[[], bool] = always,
+        over_network: bool = True,
     ) -> None:
-        """Join what has a say. None of ``conditions``: the application alone knows; None of ``choices``: none exist."""
+        """Join what has a say.
+
+        Args:
+            population: of the gate.
+            clock: for a pause that ends by itself.
+            conditions: of the device; None: the application alone knows.
+            choices: the person's; None: there are none.
+            may_train: the application's own word.
+            over_network: False where the server is on this device: then no network has to be unmetered.
+        """
         self.needs: Eligibility | None = None
+        self._over_network = over_network
         self._population = population
         self._clock = clock
         self._conditions = conditions
@@ -50,7 +63,11 @@ class Gate:
             return Verdict(False, (CHOICE,), (hint,))
         if not self._may_train():
             return Verdict(False, (_HOST,), ("the application says that this is no time to train",))
-        return Verdict(True) if self._conditions is None else self._conditions.check(self.needs)
+        if self._conditions is None:
+            return Verdict(True)
+        if self._over_network:
+            return self._conditions.check(self.needs)
+        return self._conditions.check(msgspec.structs.replace(self.needs or Eligibility(), unmetered=False))
 
     def is_open(self) -> bool:
         """Say whether the device may train now."""
