@@ -5,6 +5,8 @@ from importlib.metadata import version
 
 from gate import Finished, Gate, arguments
 
+NUM_SYMBOLS = 75
+
 
 def main():
     args = arguments()
@@ -26,7 +28,14 @@ def main():
             x = jax.nn.relu(hk.max_pool(hk.Conv2D(channels, 5)(x), (2, 2, 1), (2, 2, 1), "SAME"))
         return hk.nets.MLP([512, 10])(x.reshape(len(x), -1))
 
-    model = hk.without_apply_rng(hk.transform(cnn if args.model == "cnn" else two_nn))
+    def lstm(x):
+        h = hk.Embed(NUM_SYMBOLS, 8)(x.T)
+        for _ in range(2):
+            core = hk.LSTM(256)
+            h, _ = hk.dynamic_unroll(core, h, core.initial_state(h.shape[1]))
+        return hk.Linear(NUM_SYMBOLS)(h).swapaxes(0, 1)
+
+    model = hk.without_apply_rng(hk.transform({"2nn": two_nn, "cnn": cnn, "lstm": lstm}[args.model]))
 
     def loss(params, batch, rng):
         logits = model.apply(params, batch["x"])
@@ -41,6 +50,7 @@ def main():
     )
     with np.load(args.data) as archive:
         x, y = archive["x"], archive["y"].astype(np.int32)
+        x = x.astype(np.int32) if x.dtype == np.int64 else x
     datasets = {str(i).encode(): {"x": x[i], "y": y[i]} for i in range(len(x))}
     sampler = fedjax.client_samplers.UniformGetClientSampler(
         fedjax.InMemoryFederatedData(datasets), args.cohort, seed=0

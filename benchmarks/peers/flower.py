@@ -61,7 +61,7 @@ class Gated(FedAvg):
 def main():
     args = arguments()
     gate = Gate()
-    num_clients, num_examples = data(args.data)[1].shape
+    num_clients, num_examples = data(args.data)[1].shape[:2]
     versions = {name: version(name) for name in ("flwr", "ray", "torch")}
     server = ServerApp()
 

@@ -53,8 +53,8 @@ class Gate:
 def arguments():
     """Return the arguments that every contestant takes."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", required=True, help="x [clients, n, 784] and y [clients, n] as .npz")
-    parser.add_argument("--model", choices=["2nn", "cnn"], required=True)
+    parser.add_argument("--data", required=True, help="x [clients, n, ...] and y [clients, n, ...] as .npz")
+    parser.add_argument("--model", choices=["2nn", "cnn", "lstm"], required=True)
     parser.add_argument("--cohort", type=int, required=True)
     parser.add_argument("--variant", default="")
     return parser.parse_args()

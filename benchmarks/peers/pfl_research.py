@@ -9,8 +9,7 @@ from importlib.metadata import version
 import numpy as np
 import torch
 from gate import Finished, Gate, arguments
-from torch.nn import functional as F
-from torch_models import BATCH, LR, data, make
+from torch_models import BATCH, LR, data, loss, make
 
 
 def launch():
@@ -67,9 +66,9 @@ def main():
         return PyTorchTensorDataset((x[client][order], y[client][order]), user_id=client)
 
     module = make(args.model)
-    module.loss = lambda inputs, labels: F.cross_entropy(module(inputs), labels)
+    module.loss = lambda inputs, labels: loss(module(inputs), labels)
     module.metrics = lambda inputs, labels: {
-        "loss": Weighted(F.cross_entropy(module(inputs), labels, reduction="sum").item(), len(labels))
+        "loss": Weighted(loss(module(inputs), labels).item() * len(labels), len(labels))
     }
     clients = list(range(len(x)))
     train_set = FederatedDataset(dataset, get_user_sampler("random", clients))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from covey.algorithms.algorithm import Aggregate, ServerState
 from covey.algorithms.registry import server_half
 from covey.compression.codec import codec_named, segment_seed
-from covey.device.randomness import PrivateStream
+from covey.privacy.randomness import AesCtr
 from covey.server.aggregator import Aggregator, body_limits
 from covey.server.messages import (
     AbandonArrived,
@@ -51,7 +51,7 @@ COORDINATOR = coordinator_address(parts.POPULATION)
 
 
 def aggregator(sessions=("s1", "s2", "s3"), attempt="a"):
-    role = Aggregator(parts.POPULATION, parts.manifest(), retry_s=2.0)
+    role = Aggregator(parts.POPULATION, parts.manifest())
     assert role.receive(OpenShard(attempt, 0, tuple(sessions)), 0.0) == []
     return role
 
@@ -77,7 +77,7 @@ def bits(total):
 def test_a_report_is_counted():
     role, data = aggregator(), parts.body()
     answer, told = report(role, "s1", data)
-    assert answer == Reported(counted=True, retry_after_s=2.0)
+    assert answer == Reported(counted=True, retry_after_s=0.0)
     assert told == [Counted("a", len(data))]
     assert close(role).num_folded == 1
 
@@ -281,7 +281,7 @@ def test_an_abandoned_session_ends():
     role = aggregator()
     for session, told in (("s1", [Envelope(COORDINATOR, Lost("a", "condition_lapsed"))]), ("nobody", [])):
         answer, *rest = role.receive(AbandonArrived("ticket", session, "condition_lapsed"), 0.0)
-        assert answer.to == device_address("ticket") and answer.message.message == Abandoned(retry_after_s=2.0)
+        assert answer.to == device_address("ticket") and answer.message.message == Abandoned(retry_after_s=0.0)
         assert rest == told
     assert len(role.receive(AbandonArrived("ticket", "s1", "again"), 0.0)) == 1  # told once
     assert isinstance(report(role, "s1")[0], RoundClosedError)
@@ -352,7 +352,7 @@ def compressed_body(spec, session, attempt="a", contribution=None):
     """Encode a contribution as a device does: with the public seed of its session."""
     codec, values = codec_named(spec), contribution or parts.values()
     seed = segment_seed(codec, round_seed=public_seed(attempt), session=session, segment="model")
-    model = codec.encode(values["model"], seed, PrivateStream(bytes(32), "model"))
+    model = codec.encode(values["model"], seed, AesCtr(bytes(32), private=False))
     return encode_update([(HEADER, values[HEADER].tobytes()), ("model", model)])
 
 
@@ -379,7 +379,7 @@ def test_a_compressed_update_is_undone_with_its_sessions_seed(spec):
         role._shards["a"].open.add("s2")
     codec = codec_named(spec)
     seed = segment_seed(codec, round_seed=public_seed("a"), session="s1", segment="model")
-    decoded = codec.decode(codec.encode(parts.values()["model"], seed, PrivateStream(bytes(32), "model")), 8, seed)
+    decoded = codec.decode(codec.encode(parts.values()["model"], seed, AesCtr(bytes(32), private=False)), 8, seed)
     segment = parts.manifest().layout(0)[1]
     assert close(role).integers("model").tolist() == to_fixed_point(decoded, segment).tolist()
 

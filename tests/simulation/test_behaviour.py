@@ -69,15 +69,16 @@ def test_an_asynchronous_algorithm_is_refused_where_only_rounds_are_possible(tin
 
 def test_the_server_of_a_deployment_refuses_it_too(tiny):
     from covey.server.coordinator import Coordinator, RoundSettings
-    from covey.storage.interface import PopulationRecord
+    from covey.server.population import begin_population
+    from covey.server.settings import TaskSettings
     from covey.storage.memory import MemoryStorage
 
     recipe, settings = load_recipe(tiny), settings_of(tiny, algorithm="fedbuff")
     prepared = prepare(recipe, tiny, settings, PrivacyTerms(min_cohort=1), recipe.data(settings, 0))
-    storage = MemoryStorage()
-    record = PopulationRecord("p", storage.put_blob(prepared.plan_bytes), "", 0, storage.put_blob(prepared.checkpoint))
+    storage, rounds = MemoryStorage(), TaskSettings(RoundSettings(goal=2))
+    begin_population(storage, "p", prepared.plan_bytes, "", prepared.checkpoint, rounds, "train")
     with pytest.raises(AsynchronousError):
-        Coordinator(record, prepared.plan.manifest, storage, RoundSettings(goal=2), new_token=lambda: "t")
+        Coordinator("p", storage, new_token=lambda: "t")
 
 
 def test_a_run_may_go_on_where_devices_diverge_and_says_why_it_ended(tiny):

@@ -9,6 +9,10 @@ EXAMPLES = [
     m.Enrolled(credential="c", expires_in_s=3.5),
     m.CheckIn(population="p"),
     m.Assignment(session="s", round=1, phase=0, plan=REF, signature="00", checkpoint=REF, report_within_s=5.0),
+    m.Assignment(
+        session="s", round=1, phase=0, plan=REF, signature="00", checkpoint=REF, report_within_s=5.0, task="t",
+        kind="evaluate",
+    ),
     m.ComeBack(retry_after_s=1.0, reason="not_selected"),
     m.Reported(counted=True, retry_after_s=0.0),
     m.Abandon(reason="condition_lapsed"),

@@ -25,7 +25,10 @@ _COMMANDS: Mapping[str, str] = {
     "init": "covey.cli.init",
     "serve": "covey.cli.serve",
     "device": "covey.cli.device",
+    "authority": "covey.cli.authority",
+    "attest": "covey.cli.attest",
     "plan": "covey.cli.plan",
+    "release": "covey.cli.release",
     "data": "covey.cli.data",
     "secagg": "covey.cli.secagg",
     "privacy": "covey.cli.privacy",
@@ -44,6 +47,8 @@ _EXTRAS = {
     "dp_accounting": "privacy",
     "constriction": "entropy",
     "matplotlib": "report",
+    "safetensors": "export",
+    "prometheus_client": "server",
 }
 
 _INTERRUPTED = 128 + signal.SIGINT

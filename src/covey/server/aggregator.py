@@ -9,8 +9,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from covey.compression.codec import HEADER_CODEC, Codec, codec_for, segment_seed
-from covey.plans.manifest import Manifest
+from covey.compression.codec import HEADER_CODEC, Codec, codecs_of, part_codec, segment_seed
+from covey.plans.evaluation import DIFFERENCE_LIMIT, DIFFERENCE_SCALE
+from covey.plans.manifest import COMPARISON, Manifest
 from covey.server.messages import (
     AbandonArrived,
     CloseShard,
@@ -57,25 +58,24 @@ def segment_codecs(manifest: Manifest, phase: int) -> dict[str, Codec]:
     Raises:
         CompressionSpecError, MissingExtraError: see :func:`covey.compression.codec.codec_for`.
     """
-    mode, n_max = manifest.privacy.mode, manifest.privacy.most_in_sum
-    own = {s.name: codec_for(s.codec, mode, n_max) for s in manifest.phases[phase].segments}
+    noised = manifest.privacy.noise is not None
+    codecs = codecs_of(manifest.phases[phase].segments, manifest.privacy)
+    own = {name: part_codec(codec, noised=noised) for name, codec in codecs.items()}
     return {s.name: own.get(s.name, HEADER_CODEC) for s in manifest.layout(phase)}
 
 
 class Aggregator:
     """One shard's role. Laws: a session is folded at most once; a refused body changes no bit of the sum."""
 
-    def __init__(self, population: str, manifest: Manifest, *, retry_s: float = 0.0) -> None:
+    def __init__(self, population: str, manifest: Manifest) -> None:
         """Begin without a round.
 
         Args:
             population: whose coordinator is told.
             manifest: of the plan whose updates are folded.
-            retry_s: when a device shall check in again after its report.
         """
         self._to = coordinator_address(population)
         self._manifest = manifest
-        self._retry_s = retry_s
         self._shards: dict[str, _Shard] = {}
         self._attempt_of: dict[str, str] = {}
         self._late: deque[str] = deque(maxlen=_REMEMBERED)
@@ -127,7 +127,7 @@ class Aggregator:
             shard.ended[message.session] = RoundClosedError
             return [Envelope(to, Reply(error)), Envelope(self._to, Lost(attempt, error.code))]
         shard.ended[message.session] = AlreadyCountedError
-        answer = Reported(counted=True, retry_after_s=self._retry_s)
+        answer = Reported(counted=True, retry_after_s=0.0)
         return [Envelope(to, Reply(answer)), Envelope(self._to, Counted(attempt, len(message.body)))]
 
     def _fold(self, attempt: str, shard: _Shard, message: ReportArrived) -> None:
@@ -142,7 +142,7 @@ class Aggregator:
         shard.total.fold_reals(values)
 
     def _abandon(self, ticket: str, session: str, reason: str) -> list[Envelope]:
-        answer = Envelope(device_address(ticket), Reply(Abandoned(retry_after_s=self._retry_s)))
+        answer = Envelope(device_address(ticket), Reply(Abandoned(retry_after_s=0.0)))
         try:
             attempt, shard = self._open_shard(session)
         except CoveyError:
@@ -195,3 +195,8 @@ def _check_header(header: Any, manifest: Manifest, segment: Segment) -> None:
             expected=f"a counter of 1 and a weight in [{least:g}, {manifest.privacy.max_weight}]",
             got="others",
         )
+    if manifest.metrics[-len(COMPARISON) :] == COMPARISON:
+        compared, difference, squared = (float(v) for v in header[-len(COMPARISON) :])
+        most = DIFFERENCE_LIMIT * DIFFERENCE_SCALE
+        if compared not in (0.0, 1.0) or abs(difference) > most or not 0.0 <= squared <= most**2:
+            raise UpdateRangeError("header", expected="a comparison within its limits", got="another")

@@ -102,11 +102,7 @@ class AsynchronousFederation:
         self._flights = list(resumed.flights) if resumed else []
         state = self._algorithm.init(unpack_tensors(manifest.params, packed))
         self._state = ServerState(state.params, decode_named(resumed.extra) if resumed else state.extra)
-        self.storage.create(
-            PopulationRecord(
-                POPULATION, self._plan_ref.sha256, self._signature, self._version, self.storage.put_blob(packed)
-            )
-        )
+        self.storage.create(PopulationRecord(POPULATION, self._version, self.storage.put_blob(packed)))
         fleet.hold(f.device for f in self._flights)
         self._served: frozenset[str] = frozenset()
         self._admit()

@@ -34,15 +34,16 @@ from covey.server.messages import (
     coordinator_address,
     selector_address,
 )
+from covey.server.population import begin_population
 from covey.server.selector import Selector, SelectorSettings
+from covey.server.settings import TaskSettings
 from covey.simulation.failures import DROPPED, Failures
 from covey.simulation.fleet import Arrival, Fleet
 from covey.simulation.messages import POPULATION, Blobs, Ended, RunSession
 from covey.simulation.noise import RoundNoise
 from covey.simulation.pool import WorkerPool
 from covey.simulation.rest import Rest
-from covey.simulation.snapshot import Snapshot
-from covey.storage.interface import PopulationRecord
+from covey.simulation.snapshot import Snapshot, resume_population
 from covey.storage.memory import MemoryStorage
 from covey.types.clock import VirtualClock
 from covey.types.rng import derive_seed
@@ -51,6 +52,7 @@ from covey.wire.messages import Assignment, RoundSummary
 
 __all__ = ["Federation", "merged", "owner_key"]
 
+_TASK = "train"
 _POLL_S = 60.0
 """Where too few devices are available, others may come after so long."""
 
@@ -101,18 +103,13 @@ class Federation:
         """
         self.storage = MemoryStorage()
         signature = sign_plan(owner_key(seed), POPULATION, plan.hash).hex()
-        put, before = self.storage.put_blob, resumed
-        record = PopulationRecord(
-            POPULATION,
-            put(plan_bytes),
-            signature,
-            before.round if before else 0,
-            put(before.checkpoint if before else checkpoint),
-            put(before.extra) if before and before.extra else "",
-        )
-        self.storage.create(record)
-        if before and before.charges:
-            self.storage.charge_privacy(POPULATION, before.charges, lambda spent: None)
+        before, settings = resumed, TaskSettings(rounds)
+        if before is None:
+            begin_population(self.storage, POPULATION, plan_bytes, signature, checkpoint, settings, _TASK)
+        else:
+            resume_population(self.storage, POPULATION, plan_bytes, signature, before, settings, _TASK)
+        # Which name the next attempt gets: its round, and how many attempts at it were named before.
+        self._names = (before.round, before.names - 2) if before else (0, -1)
         self._tokens: tuple[int, int, int] = (-1, -1, 0)
         self._seed = seed
         self._fleet, self._rounds, self._pool = fleet, rounds, pool
@@ -122,7 +119,7 @@ class Federation:
         self._attempts = before.attempts if before else 0
         self._noise = RoundNoise(seed)
         self._coordinator = Coordinator(
-            record, plan.manifest, self.storage, rounds, new_token=self._token, noise=self._noise, simulated=True
+            POPULATION, self.storage, new_token=self._token, noise=self._noise, simulated=True
         )
         self._rest = Rest.of(plan.manifest.privacy.noise)
         self._rest.awake((), self._coordinator.round)
@@ -159,6 +156,7 @@ class Federation:
         assert record is not None
         return Snapshot(
             round=self._coordinator.round,
+            names=self._names[1] + 1,
             attempts=self._attempts,
             now_s=self._clock.now_s(),
             checkpoint=self.checkpoint,
@@ -295,6 +293,12 @@ class Federation:
 
     def _token(self) -> str:
         """Return a name that follows from the round and the attempt, not from how often names were asked for."""
+        if self._coordinator.state is not CoordinatorState.SELECTING:
+            # An attempt's: of the round that begins, or of the one after that which reports now.
+            reporting = self._coordinator.state is CoordinatorState.REPORTING
+            following = self._coordinator.round + int(reporting)
+            self._names = (following, self._names[1] + 1 if self._names[0] == following else 0)
+            return derive_seed(self._seed, "attempt", *self._names).hex()[:32]
         number, attempt, count = self._tokens
         same = (number, attempt) == (self._coordinator.round, self._attempts)
         self._tokens = (self._coordinator.round, self._attempts, count + 1 if same else 0)
@@ -303,6 +307,10 @@ class Federation:
 
 class _AsTheyCome:
     """The selector's chance: the devices that wait were drawn at random already."""
+
+    def randrange(self, stop: int, /) -> int:
+        """See :class:`covey.server.selector.Chance`; never needed, as nobody is turned away."""
+        return stop - 1
 
     def sample(self, population: Sequence[str], k: int) -> list[str]:
         """See :class:`covey.server.selector.Chance`."""

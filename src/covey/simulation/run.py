@@ -14,6 +14,7 @@ from covey.algorithms.registry import parse_algorithm
 from covey.data.dataset import FederatedDataset, sizes_of
 from covey.plans.manifest import PrivacyTerms
 from covey.privacy.guarantee import Guarantee
+from covey.privacy.spec import is_noised
 from covey.recipes.prepare import Prepared, prepare
 from covey.recipes.recipe import TRAINERS, Recipe, Settings, load_recipe
 from covey.server.settings import RoundSettings
@@ -180,7 +181,10 @@ def _prepared(recipe: Recipe, source: str, settings: Settings, options: Simulati
     rounds = _rounds(settings, options, num_devices)
     terms = PrivacyTerms(min_cohort=1, n_max=max(10_000, rounds.num_selected))
     built = _built_with(recipe, settings)
-    prepared = prepare(recipe, source, built, terms, dataset, seed=options.seed, on_build=progress.building)
+    prepared = prepare(
+        recipe, source, built, terms, dataset,
+        seed=options.seed, noised=is_noised(options.privacy), on_build=progress.building,
+    )  # fmt: skip
     prepared, promise = promised(prepared, options.privacy, rounds, options.last, num_devices)
     if promise is not None:
         progress.promised(promise.before())

@@ -2,9 +2,11 @@
 
 import msgspec
 
-from covey.storage.interface import PrivacyCharge
+from covey.server.settings import TaskSettings, encode_settings
+from covey.server.tasks import TRAIN, TaskState
+from covey.storage.interface import PopulationRecord, PrivacyCharge, Storage, TaskRecord
 
-__all__ = ["Flight", "Snapshot"]
+__all__ = ["Flight", "Snapshot", "resume_population"]
 
 
 class Flight(msgspec.Struct, frozen=True, order=True, array_like=True):
@@ -30,6 +32,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         round: how many are committed.
+        names: how many attempts at the next round were named, the one that has begun among them.
         attempts: how many cohorts were drawn.
         now_s: the virtual time.
         checkpoint: the parameters, packed.
@@ -44,6 +47,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     round: int
+    names: int = 1
     attempts: int
     now_s: float
     checkpoint: bytes
@@ -55,3 +59,26 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     flights: tuple[Flight, ...] = ()
     versions: dict[int, bytes] = {}
     seconds: float = 0.0
+
+
+def resume_population(
+    storage: Storage, population: str, plan: bytes, signature: str, before: Snapshot, settings: TaskSettings, task: str
+) -> None:
+    """Put a population into an empty storage as the snapshot has it; as its server would find it."""
+    extra = storage.put_blob(before.extra) if before.extra else ""
+    storage.create(PopulationRecord(population, before.round, storage.put_blob(before.checkpoint), extra))
+    storage.add_task(
+        TaskRecord(
+            population,
+            task,
+            TRAIN,
+            storage.put_blob(plan),
+            signature,
+            encode_settings(settings),
+            TaskState.RUNNING.value,
+            rounds=before.round,
+            version=before.round,
+        )
+    )
+    if before.charges:
+        storage.charge_privacy(population, before.charges, lambda spent: None)

@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-__all__ = ["Clock", "VirtualClock"]
+__all__ = ["Clock", "DeviceClock", "VirtualClock", "Wakeable"]
 
 
 class Clock(Protocol):
@@ -10,6 +10,30 @@ class Clock(Protocol):
 
     def now_s(self) -> float:
         """Return seconds since the Unix epoch."""
+        ...
+
+
+class Wakeable(Protocol):
+    """What ends a wait early; a ``threading.Event`` is one."""
+
+    def is_set(self) -> bool:
+        """Say whether the wait is over."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until it is set, or for so many seconds; return whether it is set."""
+        ...
+
+
+class DeviceClock(Clock, Protocol):
+    """The clocks of a device, which sleeps, and whose date somebody may change. Deadlines are on ``elapsed_s``."""
+
+    def elapsed_s(self) -> float:
+        """Return seconds since some moment: never set, never backwards, and going on while the machine sleeps."""
+        ...
+
+    def wait(self, wake: Wakeable, timeout_s: float) -> bool:
+        """Wait for ``wake``, or until so many seconds have elapsed, sleep of the machine included; return if woken."""
         ...
 
 
@@ -22,6 +46,16 @@ class VirtualClock:
     def now_s(self) -> float:
         """Return the virtual time in seconds."""
         return self._now_s
+
+    def elapsed_s(self) -> float:
+        """Return the virtual time in seconds: nobody sets this clock."""
+        return self._now_s
+
+    def wait(self, wake: Wakeable, timeout_s: float) -> bool:
+        """Let the time pass at once, unless ``wake`` is set."""
+        if not wake.is_set():
+            self.advance_to(self._now_s + timeout_s)
+        return wake.is_set()
 
     def advance_to(self, at_s: float) -> None:
         """Move to ``at_s``; an earlier time leaves the clock where it is."""

@@ -19,7 +19,7 @@ from covey.plans.lowering.programs import (
     specs,
     stripped,
 )
-from covey.plans.manifest import KEPT, STATE_SCHEMA, TRAINED, AlgorithmRef, Manifest, Phase, SegmentPlan
+from covey.plans.manifest import KEPT, TRAINED, AlgorithmRef, Manifest, Phase, SegmentPlan, needed_schema
 from covey.plans.plan import pack_plan
 from covey.plans.task import Local, PlanOptions, Task
 from covey.types.errors import ParityError, PlanBuildError
@@ -146,9 +146,8 @@ def _manifest(signatures: Sequence[_Signature]) -> Manifest:
     task, local = first.task, first.local
     phases = tuple(_phase(shapes, index) for index, shapes in enumerate(signatures))
     hyper = {h.name: h for s in signatures for h in s.programs.local.hyper}
-    newest = len(phases) > 1 or any(p.kept for p in phases)
     return Manifest(
-        schema=STATE_SCHEMA if newest else 1,
+        schema=needed_schema(options.privacy, phases),
         task=task.name,
         algorithm=AlgorithmRef(name=local.algorithm, settings=dict(local.settings)),
         params=specs(named_leaves(first.params, "params"), "params"),

@@ -1,0 +1,62 @@
+"""When devices come back: the one place that fills in every ``retry_after_s`` of an answer to a device.
+
+Roles say why a device leaves and leave the time at 0; whoever sends the answer lets :meth:`Reconnect.stamped` fill it
+in. A steering of the pace (1902.01046, section 2.3) belongs here, and nowhere else. Sans-I/O, one thread.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from covey.types.errors import BusyError
+from covey.wire.messages import Abandoned, ComeBack, Reported
+
+__all__ = ["Reconnect"]
+
+_ABANDONED, _BUSY, _COUNTED, _PAUSED = "abandoned", "busy", "counted", "paused"
+_BUSY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnect:
+    """When a device that leaves shall check in again.
+
+    Attributes:
+        retry_s: after it was not needed, or found a server that stops.
+        paused_retry_s: while no round is to come.
+    """
+
+    retry_s: float = 1.0
+    paused_retry_s: float = 60.0
+
+    def after_s(self, reason: str, now_s: float, expected_at_s: float | None = None) -> float:
+        """Return how many seconds a device shall stay away.
+
+        Args:
+            reason: a reason of ComeBack; ``counted`` after a report, ``abandoned`` after giving up, ``busy`` where
+                a report found no room.
+            now_s: the time.
+            expected_at_s: when devices are next wanted, where that is known.
+        """
+        match reason:
+            case "counted" | "abandoned":
+                return 0.0  # it may take part in the next round, and its own pace keeps it from hurrying
+            case "busy":
+                return _BUSY_S
+            case "paused":
+                return self.paused_retry_s
+        return self.retry_s if expected_at_s is None else max(self.retry_s, expected_at_s - now_s)
+
+    def stamped(self, message: Any, now_s: float, expected_at_s: float | None = None) -> Any:
+        """Return an answer to a device with its time filled in; what has none goes through as it is."""
+        match message:
+            case ComeBack(reason=reason):
+                return msgspec.structs.replace(message, retry_after_s=self.after_s(reason, now_s, expected_at_s))
+            case Reported():
+                return msgspec.structs.replace(message, retry_after_s=self.after_s(_COUNTED, now_s, expected_at_s))
+            case Abandoned():
+                return msgspec.structs.replace(message, retry_after_s=self.after_s(_ABANDONED, now_s, expected_at_s))
+            case BusyError():
+                message.retry_after_s = self.after_s(_BUSY, now_s, expected_at_s)
+        return message
