@@ -5,7 +5,7 @@ Colours are written as CSS variables, so that one figure serves a light and a da
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ def curves(runs: Sequence[Curve], target: float | None = None) -> str:
         figure.get_layout_engine().set(hspace=0.08, wspace=0.06)
         byte_unit, byte_scale = _byte_unit(max((c.num_bytes[-1] for c in runs if c.num_bytes), default=1.0))
         time_unit, time_scale = _time_unit(max((c.at_s[-1] for c in runs if c.at_s), default=1.0))
-        panels = (
+        panels: tuple[tuple[str, str, Callable[[Curve], Sequence[float]], float], ...] = (
             ("Accuracy by round", "round", lambda c: c.rounds, 1.0),
             ("Accuracy by bytes moved", byte_unit, lambda c: c.num_bytes, byte_scale),
             ("Accuracy by virtual time", time_unit, lambda c: c.at_s, time_scale),
