@@ -66,6 +66,8 @@ ACTIVE_SCHEMA = 3
 """The schema of plans against an active server. An older device would take part as if the server were honest."""
 TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
+BASIS = "basis"
+"""The name of what a structured update of low rank moves in, among the same."""
 
 BASE_METRICS = ("examples", "loss", "weight")
 CLIP = "clip"
@@ -165,9 +167,10 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     ``batch_size`` examples make a step, ``epochs`` passes are made over the device's examples, at most ``max_steps``
     steps in all; a chunk holds at most ``chunk_steps`` steps, about one second of work.
 
-    ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, a bool tensor
-    ``trained/<parameter>`` for each tensor of the one segment: the mask that its codec draws from the session's public
-    seed (a structured update). Other parameters do not move.
+    ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, what the
+    codec of the one segment draws from a public seed (a structured update): for ``mask``, a bool tensor
+    ``trained/<parameter>`` for each of its tensors, and other parameters do not move; for ``lowrank``, the float32
+    tensor ``basis``, and nothing moves but in its directions.
     """
 
     name: str
@@ -324,7 +327,7 @@ def _validate(m: Manifest) -> None:
             (
                 not p.trained_in_place or len(p.segments) == 1,
                 f"phases[{i}].trained_in_place",
-                "one segment, whose codec names the mask",
+                "one segment, whose codec names what is trained",
             ),
             (all(s.max_delta > 0 for s in p.segments), f"phases[{i}].max_delta", "above 0"),
         ]
