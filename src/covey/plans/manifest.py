@@ -71,6 +71,8 @@ EVALUATION_SCHEMA = 3
 """The schema of plans whose phase evaluates."""
 TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
+BASIS = "basis"
+"""The name of what a structured update of low rank moves in, among the same."""
 
 BASE_METRICS = ("examples", "loss", "weight")
 COMPARISON = ("compared", "difference", "difference_squared")
@@ -172,9 +174,10 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     ``batch_size`` examples make a step, ``epochs`` passes are made over the device's examples, at most ``max_steps``
     steps in all; a chunk holds at most ``chunk_steps`` steps, about one second of work.
 
-    ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, a bool tensor
-    ``trained/<parameter>`` for each tensor of the one segment: the mask that its codec draws from the session's public
-    seed (a structured update). Other parameters do not move.
+    ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, what the
+    codec of the one segment draws from a public seed (a structured update): for ``mask``, a bool tensor
+    ``trained/<parameter>`` for each of its tensors, and other parameters do not move; for ``lowrank``, the float32
+    tensor ``basis``, and nothing moves but in its directions.
 
     A phase of graph ``eval`` has no state and no segments. Where the server broadcasts a second model as ``shared``,
     the device compares both by its mean of the metric ``compares``.
@@ -362,7 +365,7 @@ def _phase_checks(p: Phase, where: str) -> list[tuple[bool, str, str]]:
         (
             not p.trained_in_place or len(p.segments) == 1,
             f"{where}.trained_in_place",
-            "one segment, whose codec names the mask",
+            "one segment, whose codec names what is trained",
         ),
         (all(s.max_delta > 0 for s in p.segments), f"{where}.max_delta", "above 0"),
         (not p.compares, f"{where}.compares", "nothing but in an evaluation"),
