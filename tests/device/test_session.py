@@ -10,6 +10,7 @@ import pytest
 from covey.compression.codec import codec_named
 from covey.device.effects import (
     AwaitStep,
+    Certify,
     Counted,
     FetchBlob,
     Finished,
@@ -28,11 +29,15 @@ from covey.device.verified import Verified
 from covey.plans.manifest import SCHEMA_VERSION, Budget, PrivacyTerms
 from covey.plans.plan import unpack_plan
 from covey.plans.signing import generate_owner_key, sign_plan
+from covey.secagg import EnrolmentAuthority
 from covey.types.errors import (
     AlreadyCountedError,
+    AttestationError,
     BusyError,
     CoveyError,
+    EnrolmentError,
     NotFoundError,
+    RateLimitedError,
     RoundClosedError,
     SessionUnknownError,
     StateError,
@@ -76,6 +81,14 @@ def at(state: SessionState, **policy) -> Session:
             lambda: s.fetched(data),
         ]
         way[5] = lambda: s.taken(Taken(step="ready"))
+    if state is SessionState.CERTIFYING:
+        data = world.active_plan_bytes()
+        s = session(**{"authority": world.AUTHORITY.public_key, **policy})
+        way[:3] = [
+            s.start,
+            lambda: s.answered(world.assignment(data, mode="secure", public_seed="5e" * 32)),
+            lambda: s.fetched(data),
+        ]
     if state is SessionState.ABANDONING:
         at_training = at(SessionState.TRAINING)
         at_training.stopped()
@@ -129,6 +142,7 @@ MOVES = {
     "fetched": lambda s: s.fetched(world.plan_bytes()),
     "trained": lambda s: s.trained(None),
     "reported": lambda s: s.reported(Reported(counted=True, retry_after_s=0.0)),
+    "certified": lambda s: s.certified(world.identity(), 0),
     "taken": lambda s: s.taken(Taken(step="ready")),
     "told": lambda s: s.told(Joined(group=0, index=0)),
     "abandoned": lambda s: s.abandoned(),
@@ -141,12 +155,66 @@ LEGAL = {
     SessionState.FETCHING_PLAN: {"fetched", "failed", "stopped"},
     SessionState.FETCHING_CHECKPOINT: {"fetched", "failed", "stopped"},
     SessionState.TRAINING: {"trained", "failed", "stopped"},
+    SessionState.CERTIFYING: {"certified", "failed", "stopped"},
     SessionState.REPORTING: {"reported", "failed", "stopped"},
     SessionState.SECURING: {"taken", "failed", "stopped"},  # and "reported" after the last step only
     SessionState.AWAITING: {"told", "failed", "stopped"},
     SessionState.ABANDONING: {"abandoned", "failed", "stopped"},
     SessionState.FINISHED: set(),
 }
+
+
+def test_under_an_active_plan_a_device_is_certified_before_it_says_that_it_is_ready():
+    s = at(SessionState.CERTIFYING)
+    assert s._effect == Certify()
+    assert s.failed(error(TransportError)) == s.failed(error(RateLimitedError)) == Certify()  # the driver tries again
+    effect = s.certified(world.identity(), 0)
+    assert effect == SendStep("s1", "ready", b"")
+    s.taken(Taken(step="ready"))
+    effect = s.told(Joined(group=0, index=0))
+    assert effect.step == "advertise" and len(effect.body) == 40 + 64 + 32 + 8 + 64 + 64
+    assert s.certified.__self__ is s and s.failed(error(RoundClosedError)).outcome.error.code == "round_closed"
+
+
+@pytest.mark.parametrize("kind", [AttestationError, EnrolmentError, UnauthorizedError])
+def test_a_device_that_is_not_certified_gives_up_and_says_so(kind):
+    refused(at(SessionState.CERTIFYING).failed(error(kind)), kind.code)
+
+
+@pytest.mark.parametrize(
+    ("plan", "policy", "text"),
+    [
+        ("active", {}, "a plan without one, because this device pins none"),
+        ("active", {"authority": bytes(32)}, "expected the pinned authority, got another"),
+        ("secure", {"authority": world.AUTHORITY.public_key}, "active, because this device pins an enrolment"),
+        ("plain", {"authority": world.AUTHORITY.public_key}, "active, because this device pins an enrolment"),
+    ],
+)
+def test_neither_less_nor_more_than_what_was_pinned(plan, policy, text):
+    data = {"active": world.active_plan_bytes, "secure": world.secure_plan_bytes, "plain": world.plan_bytes}[plan]()
+    mode = {} if plan == "plain" else {"mode": "secure", "public_seed": "5e" * 32}
+    s = session(**policy)
+    s.start()
+    s.answered(world.assignment(data, **mode))
+    refused(s.fetched(data), "plan_refused")
+    assert text in str(s._outcome.error)
+
+
+@pytest.mark.parametrize(
+    ("identity", "code"),
+    [
+        (lambda: world.identity(expires_at=1000), "secagg_enrolment"),
+        (lambda: world.identity(authority=EnrolmentAuthority(generate_owner_key(), world.POPULATION)),
+         "secagg_enrolment"),
+        (lambda: world.identity(authority=EnrolmentAuthority(world.OWNER, "other")), "secagg_enrolment"),
+    ],
+    ids=["expired", "another authority", "another population"],
+)  # fmt: skip
+def test_an_identity_that_is_not_good_is_not_used(identity, code):
+    s = at(SessionState.CERTIFYING)
+    s.certified(identity(), 1000)
+    s.taken(Taken(step="ready"))
+    refused(s.told(Joined(group=0, index=0)), code)
 
 
 def test_every_public_move_is_in_the_table():

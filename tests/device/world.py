@@ -12,15 +12,18 @@ from covey.algorithms.local.fedsgd import fedsgd_local
 from covey.compression.codec import codec_named
 from covey.device.policy import OwnerPolicy
 from covey.plans.lowering.build import build_plan, initial_params
-from covey.plans.manifest import ExampleSchema, FieldSpec, PrivacyTerms, Query, RingPlan, SecureTerms
+from covey.plans.manifest import ACTIVE_SCHEMA, ExampleSchema, FieldSpec, PrivacyTerms, Query, RingPlan, SecureTerms
 from covey.plans.plan import Plan, pack_plan, unpack_plan
 from covey.plans.signing import generate_owner_key, sign_plan
 from covey.plans.task import Out, PlanOptions, Task
+from covey.secagg import EnrolmentAuthority, Identity
 from covey.types.tensors import pack_tensors, sha256_hex
 from covey.wire.messages import Assignment, BlobRef
 
 POPULATION = "tests"
 OWNER = generate_owner_key()
+AUTHORITY = EnrolmentAuthority(generate_owner_key(), POPULATION)
+"""The enrolment authority of plans against an active server."""
 NUM_FEATURES, NUM_CLASSES = 3, 2
 
 
@@ -88,6 +91,19 @@ def secure_plan_bytes(group_size: int = 6, min_cohort: int = 3, codec: str = "fl
         base = {"num_values": made.length, "bound": made.bound, "ring_bits": made.ring_bits, "n_max": made.n_max}
         segment = msgspec.structs.replace(segment, codec=codec, ring=RingPlan(**{**base, **ring}))
     return changed(plan(), privacy=terms, phases=(msgspec.structs.replace(phase, segments=(segment,)),))
+
+
+@functools.cache
+def active_plan_bytes(group_size: int = 6, min_cohort: int = 3, authority: bytes = AUTHORITY.public_key) -> bytes:
+    """Return the secure plan for a server that may lie; ``authority`` is whose certificates it asks for."""
+    base = unpack_plan(secure_plan_bytes(group_size, min_cohort))
+    terms = msgspec.structs.replace(base.manifest.privacy.secure, mode="active", authority=authority.hex())
+    return changed(base, schema=ACTIVE_SCHEMA, privacy=msgspec.structs.replace(base.manifest.privacy, secure=terms))
+
+
+def identity(expires_at: int = 4_000_000_000, authority: EnrolmentAuthority = AUTHORITY) -> Identity:
+    """Return a certified identity of somebody."""
+    return authority.enrol(generate_owner_key(), expires_at)
 
 
 def changed(base: Plan, graphs=None, **fields) -> bytes:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from covey.cli import consent
 from covey.cli.joining import install_service, join, leave
 from covey.cli.options import file_path, read_file
 from covey.cli.running import run
@@ -20,10 +21,10 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.group("device")
 def command() -> None:
-    """Run a device, and put examples on it."""
+    """Run a device, put examples on it, and see and decide what it does."""
 
 
-for _each in (run, join, leave, install_service):
+for _each in (run, join, leave, install_service, *consent.commands):
     command.add_command(_each)
 
 

@@ -50,7 +50,18 @@ def terms(function: Callable[..., Any]) -> Callable[..., Any]:
     plain = click.option(
         "--accept-plain", is_flag=True, help="Accept that updates travel unmasked: the server could look at one."
     )
-    for option in (noise, cohort, plain):
+    authority = (
+        click.option("--authority", metavar="URL", help="The enrolment authority: https://HOST:PORT"),
+        click.option(
+            "--authority-key", type=file_path, metavar="FILE", help="Whose certificates count: authority.pub."
+        ),
+        click.option("--authority-ca", type=file_path, metavar="FILE", help="For its HTTPS; the system's unless told."),
+        click.option("--attestation", metavar="FILE|-", help="Tokens of the application's backend for the server."),
+        click.option(
+            "--authority-attestation", metavar="FILE|-", help="The same for the authority; one is used up an hour."
+        ),
+    )
+    for option in (noise, cohort, plain, *reversed(authority)):
         function = option(function)
     return function
 
@@ -60,40 +71,54 @@ def default_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "covey" / "device"
 
 
-def membership(
-    server: str,
-    population: str,
-    owner_key: Path,
-    ca: Path | None,
-    accept_plain: bool,
-    min_cohort: int,
-    min_noise: float,
-) -> "Membership":
-    """Return what was typed as a membership.
+def membership(server: str, population: str, owner_key: Path, ca: Path | None, **accepted: Any) -> "Membership":
+    """Return what was typed as a membership; ``accepted`` are the options of :func:`terms`.
 
     Raises:
         UsageError: files or numbers that mean nothing.
     """
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
     from covey.device.populations import Membership
-    from covey.plans.signing import load_public_key
     from covey.types.errors import UsageError
 
-    if min_cohort < 1:
-        raise UsageError("--min-cohort", expected="at least 1", got=str(min_cohort))
-    key = load_public_key(read_file(owner_key, "--owner-key"), f"--owner-key {owner_key}")
-    if not 0 <= min_noise < float("inf"):
-        raise UsageError("--min-noise", expected="a noise multiplier of at least 0", got=f"{min_noise:g}")
+    if accepted["min_cohort"] < 1:
+        raise UsageError("--min-cohort", expected="at least 1", got=str(accepted["min_cohort"]))
+    if not 0 <= accepted["min_noise"] < float("inf"):
+        raise UsageError("--min-noise", expected="a noise multiplier of at least 0", got=f"{accepted['min_noise']:g}")
+    authority, authority_key = accepted["authority"], accepted["authority_key"]
+    if (authority is None) != (authority_key is None):
+        raise UsageError(
+            "--authority",
+            expected="URL and --authority-key FILE, both",
+            got="one of them",
+            hint="the key comes from the application by a trusted way, never from the server",
+        )
     return Membership(
         population=population,
         server=server,
-        owner_key=key.public_bytes(Encoding.Raw, PublicFormat.Raw).hex(),
-        ca_file=str(ca.absolute()) if ca else "",
-        accept_plain=accept_plain,
-        min_cohort=min_cohort,
-        min_noise=min_noise,
+        owner_key=_key(owner_key, "--owner-key"),
+        ca_file=_path(ca),
+        accept_plain=accepted["accept_plain"],
+        min_cohort=accepted["min_cohort"],
+        min_noise=accepted["min_noise"],
+        authority=authority or "",
+        authority_key=_key(authority_key, "--authority-key") if authority_key else "",
+        authority_ca=_path(accepted["authority_ca"]),
+        attestation=_path(accepted["attestation"]),
+        authority_attestation=_path(accepted["authority_attestation"]),
     )
+
+
+def _key(file: Path, option: str) -> str:
+    from covey.plans.signing import load_public_key
+
+    return load_public_key(read_file(file, option), f"{option} {file}").public_bytes_raw().hex()
+
+
+def _path(path: "Path | str | None") -> str:
+    """Return an absolute path, or what stands for stdin, or for nothing."""
+    if path is None or str(path) == "-":
+        return str(path or "")
+    return str(Path(path).absolute())
 
 
 @click.command()
@@ -109,9 +134,7 @@ def join(
     owner_key: Path,
     ca: Path | None,
     home: Path | None,
-    accept_plain: bool,
-    min_cohort: int,
-    min_noise: float,
+    **accepted: Any,
 ) -> None:
     """Let this device take part in a population, on these terms; again, to change the terms.
 
@@ -119,9 +142,15 @@ def join(
     """
     from covey.device.populations import Populations
     from covey.device.transport import tls_context
+    from covey.types.errors import UsageError
 
-    member = membership(server, population, owner_key, ca, accept_plain, min_cohort, min_noise)
+    member = membership(server, population, owner_key, ca, **accepted)
+    if "-" in (member.attestation, member.authority_attestation):
+        raise UsageError(
+            "covey device join", expected="tokens in a file", got="-", hint="stdin is gone when they are due"
+        )
     tls_context(ca)  # a file that is none is told here, not at night
+    member.attestations(), member.authorities(1)
     populations = Populations(home or default_home())
     populations.join(member)
     click.echo(f"{populations.path}: takes part in {population!r} at {server}")

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -47,14 +47,12 @@ def run(
     ca: Path | None,
     homes: tuple[Path, ...],
     once: bool,
-    accept_plain: bool,
-    min_cohort: int,
-    min_noise: float,
     assume: str,
     isolate: bool,
     priority: str,
     as_json: bool,
     stop_with_stdin: bool,
+    **accepted: Any,
 ) -> int:
     """Take part until Ctrl-C: in one population, or without --server in all that were joined.
 
@@ -80,7 +78,7 @@ def run(
         if once or len(homes) > 1:
             raise UsageError("covey device run", expected="--server with --once or several --home", got="none")
         return _run_joined(homes[0], assumed, isolate, as_json)
-    member = membership(server, population, owner_key, ca, accept_plain, min_cohort, min_noise)
+    member = membership(server, population, owner_key, ca, **accepted)
     return _run_devices(homes, member, once, assumed, isolate, as_json)
 
 
@@ -106,6 +104,7 @@ def _run_joined(home: Path, assume: tuple[str, ...], isolate: bool, as_json: boo
             DeviceAgent(
                 opened, m.server, m.policy(), ca_file=Path(m.ca_file) if m.ca_file else None, trainer=trainer,
                 conditions=conditions, verified=verified, on_event=show, clock=clock,
+                authority=m.authorities(1)[0], attestation=m.attestations(),
             )
             for m in members
         ]  # fmt: skip
@@ -128,16 +127,17 @@ def _run_devices(
 
     trainer, verified, lock, clock = _trainer(isolate), Verified(), threading.Lock(), SystemClock()
     ca_file, policy = Path(member.ca_file) if member.ca_file else None, member.policy()
+    attestation, authorities = member.attestations(), member.authorities(len(homes))
     with ExitStack() as stack:
         agents = []
         conditions = stack.enter_context(closing(system_conditions(homes[0], clock, assume=assume)))
-        for home in homes:
+        for home, authority in zip(homes, authorities, strict=True):
             opened = stack.enter_context(DeviceHome(home))
             show = _shown(home.name if len(homes) > 1 else "", as_json, lock)
             agents.append(
                 DeviceAgent(
                     opened, member.server, policy, ca_file=ca_file, trainer=trainer, conditions=conditions,
-                    verified=verified, on_event=show, clock=clock,
+                    verified=verified, on_event=show, clock=clock, authority=authority, attestation=attestation,
                 )
             )  # fmt: skip
         with stop_on_signals(*(a.stop for a in agents)) as received:

@@ -28,12 +28,14 @@ class Account:
         transport: Transport,
         clock: Clock,
         on_enrolled: Callable[[], None],
+        attestation: Callable[[], str] = lambda: "",
     ) -> None:
-        """Prepare; nothing is sent yet."""
+        """Prepare; nothing is sent yet. ``attestation`` returns the proof of being a device of the application."""
         self.bearer = ""
         self._renew_at_s = 0.0
         self._home, self._server, self._population = home, server, population
         self._transport, self._clock, self._on_enrolled = transport, clock, on_enrolled
+        self._attestation = attestation
 
     def authorized(self, send: Callable[[str], T]) -> T:
         """Call ``send`` with a credential; with a new one if the server does not accept the first any more."""
@@ -48,7 +50,7 @@ class Account:
         if not self.bearer and (stored := self._home.credential(self._server, self._population)) is not None:
             self.bearer, self._renew_at_s = stored.bearer, stored.renew_at_s
         if not self.bearer or self._renew_at_s < self._clock.now_s():
-            answer = self._transport.enroll(Enroll(population=self._population))
+            answer = self._transport.enroll(Enroll(population=self._population, attestation=self._attestation()))
             self.bearer = answer.credential
             self._renew_at_s = self._clock.now_s() + _LIFETIME_USED * answer.expires_in_s
             self._home.save_credential(

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from covey.device.account import Account
+from covey.device.authority import PinnedAuthority
 from covey.device.choices import Choices
 from covey.device.clock import SystemClock
 from covey.device.conditions.conditions import Conditions, Verdict
@@ -55,6 +56,8 @@ class DeviceAgent:
         clock: DeviceClock | None = None,
         verified: Verified | None = None,
         chance: random.Random | None = None,
+        authority: PinnedAuthority | None = None,
+        attestation: Callable[[], str] = lambda: "",
     ) -> None:
         """Prepare an agent; nothing is sent yet.
 
@@ -72,6 +75,8 @@ class DeviceAgent:
             clock: where the time comes from.
             verified: plans that this process has already checked.
             chance: source of jitter.
+            authority: where identities come from, for plans against an active server; ``policy`` pins its key.
+            attestation: returns the proof of being a device of the application, for the server.
 
         Raises:
             UsageError: a bad address or certificate file.
@@ -97,7 +102,9 @@ class DeviceAgent:
             home=home,
             policy=policy,
             transport=self._transport,
-            account=Account(home, server_url, self.population, self._transport, self._clock, self._enrolled),
+            account=Account(
+                home, server_url, self.population, self._transport, self._clock, self._enrolled, attestation
+            ),
             trainer=trainer or OnnxTrainer(within_budget=True),
             gate=self._gate,
             recorder=Recorder(Ledger.of_home(home.path), self.population, self._clock),
@@ -108,6 +115,7 @@ class DeviceAgent:
             stopping=self._stopping,
             summary=self.summary,
             tell=on_event,
+            authority=authority,
         )
         self._num_failures = 0
         self._held: tuple[str, ...] = ()
@@ -117,6 +125,8 @@ class DeviceAgent:
         """End the run soon: between two chunks of training, or now if the agent waits. From any thread."""
         self._stopping.set()
         self._transport.abort()
+        if self._parts.authority is not None:
+            self._parts.authority.abort()
 
     def run(self, *, once: bool = False) -> AgentSummary:
         """Serve the population until :meth:`stop`, or, with ``once``, until one update was counted.

@@ -12,10 +12,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from covey.device.account import Account
+from covey.device.authority import PinnedAuthority
 from covey.device.effects import (
     CONDITION_LAPSED,
     TIME_IS_UP,
     AwaitStep,
+    Certify,
     Effect,
     FetchBlob,
     Finished,
@@ -38,8 +40,9 @@ from covey.device.trainer import Trainer, TrainingStopped
 from covey.device.transport import Transport
 from covey.device.verified import Verified
 from covey.privacy.randomness import AesCtr
+from covey.secagg import Identity
 from covey.types.clock import DeviceClock, Wakeable
-from covey.types.errors import CoveyError, StorageError
+from covey.types.errors import CoveyError, EnrolmentError, StorageError
 from covey.wire.messages import BlobRef, Reported
 
 __all__ = ["Driver", "Parts"]
@@ -55,7 +58,8 @@ _LEAVES = "mask"
 class Parts:
     """What sessions of one population share.
 
-    ``used_sums`` are the secure sums that this device took part in.
+    ``authority`` gives identities for plans against an active server; ``used_sums`` are the secure sums that this
+    device took part in.
     """
 
     home: DeviceHome
@@ -72,6 +76,7 @@ class Parts:
     stopping: Wakeable
     summary: AgentSummary
     tell: Tell
+    authority: PinnedAuthority | None = None
     used_sums: MutableSet[bytes] = field(default_factory=set)
 
 
@@ -145,6 +150,9 @@ class Driver:
                 return session.fetched(self._blob(ref)) if self._may_go_on() else session.stopped()
             case Train():
                 return self._train(effect)
+            case Certify():
+                now_s = int(parts.clock.now_s())
+                return session.certified(self._identity(now_s), now_s)
             case SendReport(session=name, body=body):
                 if not self._may_go_on():
                     return session.stopped()
@@ -204,6 +212,11 @@ class Driver:
             return session.trained(parts.trainer.run(effect.job, examples, should_stop))
         except TrainingStopped:
             return session.stopped(TIME_IS_UP if parts.clock.elapsed_s() > until_s else CONDITION_LAPSED)
+
+    def _identity(self, now_s: int) -> Identity:
+        if self._parts.authority is None:
+            raise EnrolmentError("identity", expected="an enrolment authority to ask", got="only its key")
+        return self._parts.authority.identity(now_s)
 
     def _blob(self, ref: BlobRef) -> bytes:
         """Return a blob from the cache, or download it, or the rest of it."""

@@ -8,6 +8,7 @@ from covey.wire.messages import Abandon, BlobRef, CheckIn
 
 __all__ = [
     "AwaitStep",
+    "Certify",
     "CONDITION_LAPSED",
     "Counted",
     "Effect",
@@ -96,6 +97,11 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True)
+class Certify:
+    """Get an identity from the enrolment authority that the owner pinned, or take one that is still good."""
+
+
+@dataclass(frozen=True, slots=True)
 class SendReport:
     """Send the update. The same object comes back for every retry."""
 
@@ -139,4 +145,4 @@ class Finished:
     outcome: Outcome
 
 
-Effect = SendCheckIn | FetchBlob | Train | SendReport | SendStep | AwaitStep | SendAbandon | Finished
+Effect = SendCheckIn | FetchBlob | Train | Certify | SendReport | SendStep | AwaitStep | SendAbandon | Finished

@@ -67,7 +67,7 @@ class DeviceHome:
         try:
             with storage_errors(f"state directory {path}"):
                 (path / _HOLDER).write_text(f"{os.getpid()}\n")
-            self.examples = ExampleStore(path / "examples.db", max_bytes=max_example_bytes)
+            self.examples = ExampleStore.of_home(path, max_bytes=max_example_bytes)
             with storage_errors(f"state directory {path}"):
                 for leftover in (*path.glob(".partial-*"), *folder.glob(".partial-*")):
                     leftover.unlink()  # of a process that was killed while it wrote
@@ -107,6 +107,8 @@ class DeviceHome:
     def close(self) -> None:
         """Close the store and free the lock."""
         self.examples.close()
+        with suppress(OSError):
+            (self.path / _HOLDER).unlink()
         self._lock.close()
 
     def __enter__(self) -> "DeviceHome":

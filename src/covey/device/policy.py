@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from covey.device.private import PrivacyFloor, check_privacy
 from covey.device.trainer import hyper_values
-from covey.plans.manifest import Manifest
+from covey.plans.manifest import Manifest, PrivacyTerms
 from covey.plans.plan import MAX_PLAN_BYTES, Plan
 from covey.plans.signing import verify_plan
 from covey.types.errors import PlanRefusedError, PlanSignatureError
@@ -32,6 +32,8 @@ class OwnerPolicy:
         max_memory_bytes: the largest memory budget of a plan.
         max_time_s: the longest time budget of a plan.
         privacy: the least differential privacy.
+        authority: the Ed25519 public key (32 raw bytes) of the enrolment authority. Whoever pins one wants sums that
+            hold against a server that lies, and gets no other; without one, plans that need one are refused.
     """
 
     owner_key: Ed25519PublicKey
@@ -41,6 +43,7 @@ class OwnerPolicy:
     max_memory_bytes: int = 1 << 30
     max_time_s: float = 3600.0
     privacy: PrivacyFloor = field(default_factory=PrivacyFloor)
+    authority: bytes = b""
 
 
 def check_offer(policy: OwnerPolicy, assignment: Assignment) -> None:
@@ -98,9 +101,34 @@ def check_assignment(policy: OwnerPolicy, plan: Plan, assignment: Assignment) ->
         raise PlanRefusedError(
             "assignment: phase", expected=f"one of the plan's {len(manifest.phases)}", got=str(assignment.phase)
         )
+    _check_authority(policy, terms)
+    does = "evaluate" if manifest.phases[assignment.phase].graph == "eval" else "train"
+    if assignment.kind != does:
+        raise PlanRefusedError("assignment: kind", expected=f"{does}, as the plan does", got=assignment.kind[:20])
     hyper_values(manifest, assignment.hyper)
-    check_privacy(policy.privacy, terms)
+    check_privacy(policy.privacy, manifest)
     _check_blobs(manifest, assignment)
+
+
+def _check_authority(policy: OwnerPolicy, terms: PrivacyTerms) -> None:
+    """Hold the plan's authority against the pinned one: neither side takes part in less than it asked for."""
+    named = terms.secure.authority if terms.secure is not None else ""
+    if policy.authority and not named:
+        raise PlanRefusedError(
+            "plan: privacy.secure.mode",
+            expected="active, because this device pins an enrolment authority",
+            got="another",
+            hint="without --authority-key the device trusts the server to follow the protocol",
+        )
+    if named and not policy.authority:
+        raise PlanRefusedError(
+            "plan: privacy.secure.authority",
+            expected="a plan without one, because this device pins none",
+            got="one",
+            hint="get the authority's key from the application by a trusted way: --authority and --authority-key",
+        )
+    if named and bytes.fromhex(named) != policy.authority:
+        raise PlanRefusedError("plan: privacy.secure.authority", expected="the pinned authority", got="another")
 
 
 def _check_seed(assignment: Assignment) -> None:
@@ -111,7 +139,10 @@ def _check_seed(assignment: Assignment) -> None:
 
 
 def _check_blobs(manifest: Manifest, assignment: Assignment) -> None:
-    """Sizes follow from the plan: a server cannot make a device download more than the model needs."""
+    """Sizes follow from the plan: a server cannot make a device download more than the model needs.
+
+    An evaluation may go without the second model; then it only evaluates the first.
+    """
     params = packed_num_bytes(manifest.params)
     shared = packed_num_bytes(manifest.phases[assignment.phase].shared)
     if params + shared > manifest.budget.memory_bytes:
@@ -119,7 +150,8 @@ def _check_blobs(manifest: Manifest, assignment: Assignment) -> None:
             "plan: budget.memory_bytes", expected=f"at least the model's {params + shared}", got="less"
         )
     _check_size(assignment.checkpoint, "checkpoint", exactly=params)
-    if (assignment.shared is not None) != bool(shared):
+    optional = assignment.kind == "evaluate" and assignment.shared is None
+    if (assignment.shared is not None) != bool(shared) and not optional:
         raise PlanRefusedError(
             "assignment: shared", expected="a blob" if shared else "none", got="none" if shared else "a blob"
         )

@@ -3,14 +3,17 @@
 One agent serves all of them. A person writes the file with ``covey device join`` and ``covey device leave``.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from covey.device.authority import PinnedAuthority
 from covey.device.files import file_lock, storage_errors, written_whole
 from covey.device.policy import OwnerPolicy
 from covey.device.private import PrivacyFloor
+from covey.device.tokens import AttestationFile
 from covey.types.errors import StorageError, UsageError
 
 __all__ = ["Membership", "Populations"]
@@ -25,6 +28,10 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
         owner_key: the Ed25519 public key of whoever signs its plans, in hex.
         ca_file: PEM certificates of the authority to trust; empty: the system's.
         accept_plain, min_cohort, min_noise: see :class:`covey.device.policy.OwnerPolicy`.
+        authority, authority_key, authority_ca: the enrolment authority's address, its Ed25519 public key in hex, and
+            whom to trust for its HTTPS; empty: none is pinned.
+        attestation, authority_attestation: files that the application keeps filled with proofs of being one of its
+            devices, for the server and for the authority; empty: neither wants any.
     """
 
     population: str
@@ -34,6 +41,11 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     accept_plain: bool = False
     min_cohort: int = 100
     min_noise: float = 0.0
+    authority: str = ""
+    authority_key: str = ""
+    authority_ca: str = ""
+    attestation: str = ""
+    authority_attestation: str = ""
 
     def policy(self) -> OwnerPolicy:
         """Return the owner's terms.
@@ -44,8 +56,16 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
         where = f"population {self.population!r}"
         try:
             key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.owner_key))
+            authority = bytes.fromhex(self.authority_key)
         except ValueError as e:
-            raise UsageError(where, expected="an owner's key of 32 bytes in hex", got="something else") from e
+            raise UsageError(where, expected="keys of 32 bytes in hex", got="something else") from e
+        if bool(self.authority) != bool(authority):
+            raise UsageError(
+                f"{where}: authority",
+                expected="an address with a key, both",
+                got="one of them",
+                hint="the key comes from the application by a trusted way, never from the server",
+            )
         if self.min_cohort < 1:
             raise UsageError(f"{where}: min_cohort", expected="at least 1", got=str(self.min_cohort))
         if not 0 <= self.min_noise < float("inf"):
@@ -56,7 +76,34 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
             accept_plain=self.accept_plain,
             min_cohort=self.min_cohort,
             privacy=PrivacyFloor(noise_multiplier=self.min_noise, spaced=True),
+            authority=authority,
         )
+
+    def attestations(self) -> Callable[[], str]:
+        """Return what gives the next proof for the server; share it between devices of one process.
+
+        Raises:
+            UsageError: a file without any.
+        """
+        return _tokens(self.attestation)
+
+    def authorities(self, count: int) -> tuple[PinnedAuthority | None, ...]:
+        """Return the pinned authority for so many devices, each with a connection of its own; None where none is.
+
+        Raises:
+            UsageError: a bad address, certificate file, or a file without proofs.
+        """
+        if not self.authority:
+            return (None,) * count
+        key, tokens = bytes.fromhex(self.authority_key), _tokens(self.authority_attestation)
+        ca = Path(self.authority_ca) if self.authority_ca else None
+        return tuple(
+            PinnedAuthority(self.authority, key, self.population, ca_file=ca, attestation=tokens) for _ in range(count)
+        )
+
+
+def _tokens(name: str) -> Callable[[], str]:
+    return AttestationFile(Path(name)) if name else lambda: ""
 
 
 class Populations:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covey.plans.manifest import Manifest
-from covey.secagg import Mode, Party
+from covey.secagg import Identity, Mode, Party
 from covey.secagg import Session as SumSession
 from covey.types.errors import StateError
-from covey.wire.messages import SECURE_STEPS, Assignment, Joined
+from covey.wire.messages import ACTIVE_STEPS, SECURE_STEPS, Assignment, Joined
 
 __all__ = ["SecureReport", "sum_session"]
 
@@ -50,6 +50,18 @@ class SecureReport:
         self._randomness, self._used_sums = randomness, used_sums
         self._inputs = inputs
         self._party: Party | None = None
+        self._identity: Identity | None = None
+        self._now_s = 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the plan assumes a server that may lie, so that this device needs an identity."""
+        secure = self._manifest.privacy.secure
+        return secure is not None and secure.is_active
+
+    def certified(self, identity: Identity, now_s: int) -> None:
+        """Take the identity under which this device takes part, and the time by its own clock."""
+        self._identity, self._now_s = identity, now_s
 
     def joined(self, message: Joined) -> bytes:
         """Take the place in a group; return the message of ``advertise``.
@@ -58,7 +70,14 @@ class SecureReport:
             SecAggError: numbers under which this device does not take part, or a sum that it was in already.
         """
         session = sum_session(self._manifest, self._assignment, self._population, group=message.group)
-        self._party = Party(session, message.index, randomness=self._randomness, used_sessions=self._used_sums)
+        self._party = Party(
+            session,
+            message.index,
+            randomness=self._randomness,
+            used_sessions=self._used_sums,
+            identity=self._identity,
+            now_s=self._now_s,
+        )
         return self._party.advertise()
 
     def told(self, step: str, message: bytes) -> tuple[str, bytes]:
@@ -67,7 +86,7 @@ class SecureReport:
         Raises:
             SecAggError: a check failed; the secrets are gone.
         """
-        party = self._party
+        party, steps = self._party, ACTIVE_STEPS if self.is_active else SECURE_STEPS
         if party is None:
             raise StateError("secure sum", expected="a place in a group", got="none")
         match step:
@@ -76,15 +95,17 @@ class SecureReport:
             case "share":
                 body = party.mask(message, self._inputs)
                 self._inputs = []  # what left is masked; nothing else is kept
-            case "mask":
+            case "mask" if self.is_active:
+                body = party.sign(message)
+            case "mask" | "consistency":
                 body = party.unmask(message)
             case _:
-                raise StateError("secure sum", expected="advertise, share or mask", got="another step")
-        return SECURE_STEPS[SECURE_STEPS.index(step) + 1], body
+                raise StateError("secure sum", expected="advertise, share, mask or consistency", got="another step")
+        return steps[steps.index(step) + 1], body
 
     def leave(self) -> None:
         """Drop all secrets and the update."""
-        self._inputs = []
+        self._inputs, self._identity = [], None
         if self._party is not None:
             self._party.leave()
 
@@ -99,7 +120,7 @@ def sum_session(manifest: Manifest, assignment: Assignment, population: str, *, 
     privacy = manifest.privacy
     assert privacy.secure is not None, "a plan in secure mode has its terms"
     return SumSession.plan(
-        Mode.HONEST_BUT_CURIOUS,
+        Mode(privacy.secure.mode),
         manifest.layout(assignment.phase),
         n_max=privacy.secure.group_size,
         min_survivors=privacy.min_cohort,
@@ -112,4 +133,5 @@ def sum_session(manifest: Manifest, assignment: Assignment, population: str, *, 
         plan_hash=bytes.fromhex(assignment.plan.sha256),
         checkpoint_hash=bytes.fromhex(assignment.checkpoint.sha256),
         broadcast_hash=bytes.fromhex(assignment.shared.sha256) if assignment.shared else bytes(32),
+        authority=bytes.fromhex(privacy.secure.authority),  # that of the policy: check_assignment compared them
     )

@@ -7,6 +7,7 @@ answers with the matching call::
     SendCheckIn        sends the message                   answered(Assignment | ComeBack)
     FetchBlob          gets the bytes of that name         fetched(data)
     Train              trains on the device's examples     trained(result)
+    Certify            gets an identity of the authority   certified(identity, now_s)
     SendReport         sends the body                      reported(Reported)
     SendStep           sends a message of a secure sum     taken(Taken), or reported(Reported) after the last
     AwaitStep          waits for what it leads to          told(Joined | bytes)
@@ -31,6 +32,7 @@ from covey.device.effects import (
     CONDITION_LAPSED,
     WITHHELD,
     AwaitStep,
+    Certify,
     Counted,
     Effect,
     FetchBlob,
@@ -48,12 +50,13 @@ from covey.device.effects import (
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
 from covey.device.private import private_segments
 from covey.device.secure import SecureReport, sum_session
-from covey.device.trainer import LocalResult, TrainingJob, hyper_values
+from covey.device.trainer import LocalResult, TrainingJob
 from covey.device.update import check_rings, encoded_update, summed_integers, trained_masks
 from covey.device.verified import Verified
-from covey.plans.manifest import CLIP, Manifest
+from covey.plans.manifest import Manifest
 from covey.plans.plan import Plan
 from covey.privacy.randomness import Randomness, refuse_seeded
+from covey.secagg import Identity
 from covey.types.errors import (
     AlreadyCountedError,
     BusyError,
@@ -80,6 +83,7 @@ class SessionState(Enum):
     FETCHING_CHECKPOINT = "fetching_checkpoint"
     FETCHING_SHARED = "fetching_shared"
     TRAINING = "training"
+    CERTIFYING = "certifying"
     REPORTING = "reporting"
     SECURING = "securing"
     AWAITING = "awaiting"
@@ -185,8 +189,7 @@ class Session:
         self._trained = (result.num_examples, result.num_steps)
         try:
             if manifest.privacy.noise is not None:
-                clip = hyper_values(manifest, self.assignment.hyper)[CLIP]
-                segments = private_segments(result, manifest.privacy, clip, self._noise)
+                segments = private_segments(result, manifest, self.assignment, self._noise)
             if self.assignment.mode == "secure":
                 return self._begin_sum(manifest, self.assignment, segments)
             body = encoded_update(manifest, self.assignment, segments, self._seed)
@@ -194,6 +197,18 @@ class Session:
             return self._give_up(error.code, error)
         self._params = {}
         return self._go(SessionState.REPORTING, SendReport(self.assignment.session, body))
+
+    def certified(self, identity: Identity, now_s: int) -> Effect:
+        """Take an identity, and the time (seconds since 1970, by this device's clock) at which others' must be valid.
+
+        Raises:
+            StateError: no identity is wanted now.
+        """
+        self._expect(SessionState.CERTIFYING)
+        assert self.assignment is not None
+        assert self._secure is not None
+        self._secure.certified(identity, now_s)
+        return self._go(SessionState.SECURING, SendStep(self.assignment.session, "ready", b""))
 
     def taken(self, message: Taken) -> Effect:
         """Note that a message of the secure sum has arrived."""
@@ -244,7 +259,9 @@ class Session:
             return self._finish(self._counted(None))
         if isinstance(error, TransportError | BusyError):
             return self._effect
-        if self.state in _FETCHING and not isinstance(error, SessionError | UnauthorizedError):
+        if self.state is SessionState.CERTIFYING or (
+            self.state in _FETCHING and not isinstance(error, SessionError | UnauthorizedError)
+        ):
             return self._give_up(error.code, error)
         return self._finish(Lost(error))
 
@@ -263,8 +280,8 @@ class Session:
         if self.state is SessionState.FETCHING_PLAN:
             plan = self._verified.plan(assignment.plan, data)
             check_assignment(self._policy, plan, assignment)
+            check_rings(plan.manifest, assignment.phase)
             if assignment.mode == "secure":  # before training: a sum that this device would refuse is not worth it
-                check_rings(plan.manifest, assignment.phase)
                 sum_session(plan.manifest, assignment, self._policy.population, group=0)
             self._plan = plan
             return self._go(SessionState.FETCHING_CHECKPOINT, FetchBlob(assignment.checkpoint, "checkpoint"))
@@ -295,6 +312,8 @@ class Session:
             randomness=self._randomness,
             used_sums=self._used_sums,
         )
+        if self._secure.is_active:
+            return self._go(SessionState.CERTIFYING, Certify())
         return self._go(SessionState.SECURING, SendStep(assignment.session, "ready", b""))
 
     def _drop_secrets(self) -> None:

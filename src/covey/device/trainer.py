@@ -1,8 +1,9 @@
-"""Train on one device: run a plan's graphs over its examples and return the weighted update.
+"""Train, or evaluate, on one device: run a plan's graphs over its examples and return the weighted update.
 
 The order is that of :mod:`covey.plans.manifest`: ``begin`` makes the state, the chunks of ``train`` or ``gradient``
-carry it along, ``finish`` turns it into the segments of the update. Between chunks (about a second of work each) and
-while one runs the caller is asked whether to go on.
+carry it along, ``finish`` turns it into the segments of the update. An evaluation runs ``eval`` under one model or two,
+and its update is the header alone. Between chunks (about a second of work each), and while one runs, the caller is
+asked whether to go on.
 """
 
 import threading
@@ -14,9 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covey.device.batches import checked_examples, make_chunks, num_distinct, num_steps
+from covey.device.evaluate import Evaluator
 from covey.device.runtime import GraphCache
 from covey.device.watch import TrainingStopped, Watch, never
-from covey.plans.manifest import Manifest, SegmentPlan
+from covey.plans.evaluation import comparison
+from covey.plans.manifest import COMPARISON, Manifest, SegmentPlan
 from covey.plans.plan import Plan
 from covey.types.errors import PlanRefusedError, TrainingError, UpdateRangeError
 from covey.types.rng import key_words
@@ -36,6 +39,8 @@ __all__ = [
 
 _TOTALS = ("examples", "loss", "weight")
 _POLL_S = 0.1
+_NO_NUMBER = 2.0**25
+"""What a metric sum that is not finite, or too large, counts as in an evaluation: near the most that a header takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +143,8 @@ class OnnxTrainer:
         budget_bytes = manifest.budget.memory_bytes if self._within_budget else None
         try:
             with Watch(should_stop, budget_bytes=budget_bytes) as watch:
+                if manifest.phases[job.phase].graph == "eval":
+                    return self._evaluate(job, usable, watch)
                 return self._train(job, usable, hyper, watch)
         finally:
             self._slots.release()
@@ -169,6 +176,21 @@ class OnnxTrainer:
         del carry, after, feeds  # the update is about to be copied: the state has served
         used = num_distinct(count, phase)
         return result_of(manifest, job.phase, outputs, totals, num_examples=used, num_steps=steps)
+
+    def _evaluate(self, job: TrainingJob, examples: Tensors, watch: Watch) -> LocalResult:
+        """Evaluate the checkpoint and, where a second model was broadcast, compare both on the same examples."""
+        manifest = job.plan.manifest
+        metric = manifest.phases[job.phase].compares
+        evaluator = Evaluator(job.plan, graphs=self._graphs)
+        totals = evaluator.evaluate(job.params, examples, watch.check)
+        compared = dict.fromkeys(COMPARISON, 0.0)
+        if job.shared:
+            second = evaluator.evaluate(job.shared, examples, watch.check)
+            compared = comparison(metric, *(t[metric] / max(t["weight"], 1.0) for t in (totals, second)))
+        totals = {k: v if abs(v) < _NO_NUMBER else _NO_NUMBER for k, v in totals.items()}
+        count = len(next(iter(examples.values())))
+        steps = -(-count // manifest.eval_batch_size)
+        return result_of(manifest, job.phase, {}, {**totals, **compared}, num_examples=count, num_steps=steps)
 
 
 def hyper_values(manifest: Manifest, assigned: Mapping[str, float]) -> dict[str, float]:

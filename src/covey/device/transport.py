@@ -19,6 +19,8 @@ from covey.wire.messages import (
     Abandoned,
     Assignment,
     BlobRef,
+    Certified,
+    Certify,
     CheckIn,
     ComeBack,
     Enroll,
@@ -34,7 +36,7 @@ from covey.wire.messages import (
 
 __all__ = ["HttpTransport", "Transport", "tls_context"]
 
-M = TypeVar("M", Abandoned, Enrolled, PopulationStatus)
+M = TypeVar("M", Abandoned, Certified, Enrolled, PopulationStatus)
 
 LONG_POLL_S = 120.0
 """How long a check-in may go unanswered: longer than any server holds one."""
@@ -162,6 +164,10 @@ class HttpTransport:
             return self._post(f"/v1/sessions/{_segment(session)}/abandon", message, Abandoned, credential)
         finally:
             self._last_word = False
+
+    def certify(self, message: Certify) -> Certified:
+        """Ask an enrolment authority, which is at an address of its own, for a certificate."""
+        return self._post("/v1/certify", message, Certified, "")
 
     def status(self, population: str, *, after: int = 0) -> PopulationStatus:
         """Return the public state of a population, with the summaries of its rounds after ``after``."""

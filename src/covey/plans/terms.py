@@ -34,12 +34,21 @@ class SecureTerms(msgspec.Struct, frozen=True, kw_only=True):
         adversary: the share of them that may collude with the server.
         dropout: the share of them that may vanish between the end of training and the opening.
         ring_bits: the model's coordinates are summed modulo ``2**ring_bits``.
+        mode: ``honest-but-curious`` (the server follows the protocol) or ``active`` (it may lie to devices).
+        authority: in active mode, the Ed25519 public key of the enrolment authority, hex; a device pins it besides.
     """
 
     group_size: int = 100
     adversary: float = 0.05
     dropout: float = 0.10
     ring_bits: int = 32
+    mode: str = "honest-but-curious"
+    authority: str = ""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the server may deviate from the protocol."""
+        return self.mode == "active"
 
 
 class NoiseTerms(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +91,7 @@ class PrivacyTerms(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         mode: ``plain`` (the server could look at one update, though it stores none) or ``secure`` (it can only open
-            the sum of a group; it is assumed to be honest, but curious).
+            the sum of a group).
         min_cohort: the fewest devices whose sum may be opened.
         n_max: the most devices that may ever be selected for one sum; makes overflow impossible.
         max_weight: cap on one device's weight.

@@ -7,20 +7,19 @@ answered, or at its deadline; a group that falls under a threshold is discarded 
 
 ::
 
-    device      ready -> advertise -> share -> mask -> unmask
-    coordinator        ^ CloseShard                          ShardClosed ^
+    device      ready -> advertise -> share -> mask -> (consistency, if the server may be active) -> unmask
+    coordinator        ^ CloseShard                                                             ShardClosed ^
 """
 
-import contextlib
+import math
 import random
 from collections.abc import MutableSet
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from covey.plans.manifest import Manifest, SecureTerms
-from covey.secagg import Mode, Server, Step
-from covey.secagg import Session as SumSession
+from covey.secagg import Server, Step
+from covey.server.groups import Group, Shard, deal, late, sum_session, unbound
 from covey.server.messages import (
     AbandonArrived,
     CloseShard,
@@ -45,49 +44,12 @@ from covey.types.errors import (
     StateError,
 )
 from covey.types.segments import Segment, SegmentSum
-from covey.wire.messages import Abandoned, Assignment, BlobRef, Joined, Reported, Taken
+from covey.wire.messages import Abandoned, Joined, Reported, Taken
 
 __all__ = ["SecureAggregator"]
 
-_STEPS = {"advertise": Step.ADVERTISE, "share": Step.SHARE, "mask": Step.MASK, "unmask": Step.UNMASK}
-_AFTER = {"advertise": Step.SHARE, "share": Step.MASK, "mask": Step.UNMASK}
-
 _REMEMBERED = 10_000
 """How many ended sessions are remembered, so that a late device learns why it is late."""
-
-_NO_BLOB = BlobRef(sha256="00" * 32, num_bytes=0, path="")
-
-
-@dataclass(slots=True)
-class _Group:
-    """Some devices whose sum is opened together."""
-
-    server: Server
-    sessions: list[str]
-    deadline_s: float
-    told: dict[int, bytes] = field(default_factory=dict)
-    gone: set[int] = field(default_factory=set)
-    awaiting: dict[int, str] = field(default_factory=dict)
-    bytes_up: int = 0
-
-    def missing(self) -> bool:
-        """Whether somebody who may still answer has not."""
-        server = self.server
-        return bool((server.expected & frozenset(range(len(self.sessions)))) - server.answered - self.gone)
-
-
-@dataclass(slots=True)
-class _Shard:
-    """One attempt's share of a cohort. ``ready`` holds the sessions that have trained; a ticket, once they wait."""
-
-    offer: Assignment
-    sessions: set[str]
-    ready: dict[str, str | None] = field(default_factory=dict)
-    groups: list[_Group] = field(default_factory=list)
-    place: dict[str, tuple[_Group, int]] = field(default_factory=dict)
-    opened: list[SegmentSum] = field(default_factory=list)
-    bytes_up: int = 0
-    reason: str = ""
 
 
 class SecureAggregator:
@@ -126,7 +88,7 @@ class SecureAggregator:
         self._step_timeout_s = step_timeout_s
         self._executor, self._num_tasks = executor, num_tasks
         self._used: MutableSet[bytes] = set()
-        self._shards: dict[str, _Shard] = {}
+        self._shards: dict[str, Shard] = {}
         self._attempt_of: dict[str, str] = {}
         self._over: dict[str, type[CoveyError]] = {}
         self._deadline_s: float | None = None
@@ -135,7 +97,8 @@ class SecureAggregator:
     def max_body_bytes(self) -> int:
         """The largest body of any step in any phase."""
         return max(
-            self._sum_session(_unbound(phase), group=0).max_message_bytes for phase in range(len(self._manifest.phases))
+            sum_session(self._manifest, unbound(phase), self._population, group=0).max_message_bytes
+            for phase in range(len(self._manifest.phases))
         )
 
     def receive(self, message: Any, now_s: float) -> list[Envelope]:
@@ -162,7 +125,7 @@ class SecureAggregator:
         match message:
             case OpenShard(attempt=attempt, sessions=sessions, offer=offer):
                 assert offer is not None, "a secure sum is bound to what its devices were told"
-                self._shards[attempt] = _Shard(offer, set(sessions))
+                self._shards[attempt] = Shard(offer, set(sessions))
                 self._attempt_of |= dict.fromkeys(sessions, attempt)
                 return []
             case StepArrived():
@@ -190,34 +153,22 @@ class SecureAggregator:
         except CoveyError as error:
             return [Envelope(to, Reply(error))]
 
-    def _ready(self, attempt: str, shard: _Shard, session: str, to: str) -> list[Envelope]:
+    def _ready(self, attempt: str, shard: Shard, session: str, to: str) -> list[Envelope]:
         out = [Envelope(to, Reply(Taken(step="ready")))]
         if session not in shard.ready:
             if shard.groups:
-                raise _late()
+                raise late()
             shard.ready[session] = None
             out.append(Envelope(self._to, Counted(attempt, 0)))
         return out
 
     def _accept(
-        self, attempt: str, shard: _Shard, group: _Group, index: int, message: StepArrived, now_s: float
+        self, attempt: str, shard: Shard, group: Group, index: int, message: StepArrived, now_s: float
     ) -> list[Envelope]:
-        to, server = device_address(message.ticket), group.server
-        wanted = _STEPS[message.step]
-        if server.step is not wanted:
-            if server.step > wanted and index in group.told:
-                return [Envelope(to, Reply(Taken(step=message.step)))]  # a repetition that came after the step's end
-            if server.step > wanted:
-                raise _late()
-            raise StateError("secure step", expected=server.step.name.lower(), got="a later one")
-        fresh = index not in server.answered
-        # Already counted: its answer was lost on the way. The first one is in the sum, and this one is not read.
-        with contextlib.suppress(AlreadyCountedError):
-            # A masked input is read where it lies, in the request's buffer; what is kept longer is copied out of it.
-            server.accept(index, cast(bytes, message.body) if wanted is Step.MASK else bytes(message.body))
-        if fresh:
-            group.bytes_up += len(message.body)
-        if wanted is Step.UNMASK:
+        to = device_address(message.ticket)
+        if not group.take(index, message.step, message.body):
+            return [Envelope(to, Reply(Taken(step=message.step)))]
+        if message.step == "unmask":
             answer: Taken | Reported = Reported(counted=True, retry_after_s=0.0)
         else:
             answer = Taken(step=message.step)
@@ -236,12 +187,8 @@ class SecureAggregator:
                 shard.ready[session] = ticket
                 return []
             group, index = self._place(shard, session)
-            if group.server.step is _AFTER.get(step):
-                if index not in group.told:
-                    raise _late()
-                return [Envelope(to, Reply(group.told[index]))]
-            if group.server.step is not _STEPS[step]:
-                raise _late()
+            if (outcome := group.outcome(index, step)) is not None:
+                return [Envelope(to, Reply(outcome))]
             group.awaiting[index] = ticket
             return []
         except CoveyError as error:
@@ -263,7 +210,7 @@ class SecureAggregator:
             out.append(Envelope(self._to, Lost(attempt, message.reason)))
         return out
 
-    def _shard_of(self, session: str) -> tuple[str, _Shard]:
+    def _shard_of(self, session: str) -> tuple[str, Shard]:
         attempt = self._attempt_of.get(session)
         if attempt is not None:
             return attempt, self._shards[attempt]
@@ -274,7 +221,7 @@ class SecureAggregator:
                 )
             case kind if kind is AlreadyCountedError:
                 raise AlreadyCountedError("session", expected="one report", got="a second one")
-        raise _late()
+        raise late()
 
     def _end(self, session: str, kind: type[CoveyError]) -> None:
         """Forget a session, but for why a late message of it is refused."""
@@ -283,7 +230,7 @@ class SecureAggregator:
         while len(self._over) > _REMEMBERED:
             del self._over[next(iter(self._over))]
 
-    def _place(self, shard: _Shard, session: str) -> tuple[_Group, int]:
+    def _place(self, shard: Shard, session: str) -> tuple[Group, int]:
         if session not in shard.place:
             raise StateError("secure step", expected="a device that was dealt into a group", got="another")
         return shard.place[session]
@@ -296,12 +243,11 @@ class SecureAggregator:
             return []
         ready = list(shard.ready)
         self._chance.shuffle(ready)
-        num_groups = max(1, -(-len(ready) // self._terms.group_size))
         out: list[Envelope] = []
-        for number in range(num_groups):
-            sessions = ready[number::num_groups]
-            facts = self._sum_session(shard.offer, number)
-            group = _Group(Server(facts, used_sessions=self._used), sessions, now_s + self._step_timeout_s)
+        for number, sessions in enumerate(deal(ready, self._terms.group_size, self._least())):
+            facts = sum_session(self._manifest, shard.offer, self._population, group=number)
+            server = Server(facts, used_sessions=self._used, now_s=int(now_s))
+            group = Group(server, sessions, now_s + self._step_timeout_s)
             shard.groups.append(group)
             shard.place |= {session: (group, index) for index, session in enumerate(sessions)}
         for session in shard.sessions - set(shard.place):
@@ -309,17 +255,18 @@ class SecureAggregator:
         shard.sessions = set(shard.place)
         for session, ticket in shard.ready.items():
             if ticket is not None:
-                out.append(Envelope(device_address(ticket), Reply(self._joined(shard, session))))
+                known = self._joined(shard, session) if session in shard.place else late()
+                out.append(Envelope(device_address(ticket), Reply(known)))
         for group in list(shard.groups):
             if not group.missing():
                 out += self._advance(attempt, shard, group, now_s)
         return out
 
-    def _joined(self, shard: _Shard, session: str) -> Joined:
+    def _joined(self, shard: Shard, session: str) -> Joined:
         group, index = shard.place[session]
         return Joined(group=group.server.session.group, index=index)
 
-    def _advance(self, attempt: str, shard: _Shard, group: _Group, now_s: float) -> list[Envelope]:
+    def _advance(self, attempt: str, shard: Shard, group: Group, now_s: float) -> list[Envelope]:
         """End a group's step; open its sum after the last one."""
         waiting, group.awaiting = group.awaiting, {}
         try:
@@ -332,11 +279,11 @@ class SecureAggregator:
         group.deadline_s = now_s + self._step_timeout_s
         out: list[Envelope] = []
         for index, ticket in waiting.items():
-            known: Any = group.told.get(index, _late())
+            known: Any = group.told.get(index, late())
             out.append(Envelope(device_address(ticket), Reply(known)))
         return out
 
-    def _open(self, shard: _Shard, group: _Group) -> None:
+    def _open(self, shard: Shard, group: Group) -> None:
         opened = group.server.open(self._executor, self._num_tasks)
         segments = self._segments(shard.offer.phase)
         sums = {s.name: values for s, values in zip(segments, opened.sums, strict=True)}
@@ -346,13 +293,13 @@ class SecureAggregator:
             self._end(group.sessions[index], AlreadyCountedError)
 
     def _ended(
-        self, attempt: str, shard: _Shard, group: _Group, waiting: dict[int, str], error: SecAggError | None
+        self, attempt: str, shard: Shard, group: Group, waiting: dict[int, str], error: SecAggError | None
     ) -> list[Envelope]:
         shard.groups.remove(group)
         shard.bytes_up += group.bytes_up
         shard.reason = shard.reason or (error.code if error is not None else "")
         group.server.discard()
-        answer = error or _late()
+        answer = error or late()
         out = [Envelope(device_address(ticket), Reply(answer)) for ticket in waiting.values()]
         if shard.groups:
             return out
@@ -373,9 +320,9 @@ class SecureAggregator:
             tickets += group.awaiting.values()
         for total in shard.opened:
             total.clear()
-        return [Envelope(device_address(t), Reply(_late())) for t in tickets]
+        return [Envelope(device_address(t), Reply(late())) for t in tickets]
 
-    def _forget(self, attempt: str) -> _Shard | None:
+    def _forget(self, attempt: str) -> Shard | None:
         shard = self._shards.pop(attempt, None)
         for session in shard.sessions if shard is not None else ():
             self._end(session, RoundClosedError)
@@ -384,39 +331,11 @@ class SecureAggregator:
     def _segments(self, phase: int) -> tuple[Segment, ...]:
         return self._manifest.layout(phase)
 
-    def _sum_session(self, offer: Assignment, group: int) -> SumSession:
-        """Return the facts of one group's sum; every device computes the same from what it verified itself."""
-        terms = self._terms
-        return SumSession.plan(
-            Mode.HONEST_BUT_CURIOUS,
-            self._segments(offer.phase),
-            n_max=terms.group_size,
-            min_survivors=self._manifest.privacy.min_cohort,
-            adversary=terms.adversary,
-            dropout=terms.dropout,
-            population=self._population,
-            round_id=f"{offer.public_seed}/{offer.phase}",
-            group=group,
-            public_seed=bytes.fromhex(offer.public_seed),
-            plan_hash=bytes.fromhex(offer.plan.sha256),
-            checkpoint_hash=bytes.fromhex(offer.checkpoint.sha256),
-            broadcast_hash=bytes.fromhex(offer.shared.sha256) if offer.shared else bytes(32),
-        )
+    def _least(self) -> int:
+        """Return the size of a group that opens although as many vanish as the plan assumes."""
+        facts = sum_session(self._manifest, unbound(0), self._population, group=0)
+        return math.ceil(facts.quorum / (1 - self._terms.dropout))
 
     def _keep_deadline(self) -> None:
         deadlines = [group.deadline_s for shard in self._shards.values() for group in shard.groups]
         self._deadline_s = min(deadlines, default=None)
-
-
-def _unbound(phase: int) -> Assignment:
-    """Return an assignment of nobody: sizes do not depend on what a sum is bound to."""
-    return Assignment(
-        session="", round=0, phase=phase, plan=_NO_BLOB, signature="", checkpoint=_NO_BLOB, mode="secure",
-        public_seed="00" * 32, report_within_s=0.0,
-    )  # fmt: skip
-
-
-def _late() -> RoundClosedError:
-    return RoundClosedError(
-        "secure sum", expected="a message before its step closed", got="a late one", hint="check in again"
-    )

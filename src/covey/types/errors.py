@@ -33,13 +33,17 @@
     ├── LayoutError            layout_invalid        segments whose sum could overflow, or that do not match
     ├── WireError              wire_invalid          a message that cannot be read
     │   ├── TooLargeError      body_too_large
+    │   ├── TooSlowError       too_slow              a request whose body did not come in time
+    │   ├── ContentEncodingError content_encoding    a body that is compressed
     │   ├── VersionError       wire_version
-    │   └── UnauthorizedError  unauthorized          no credential, or one that is forged or expired
+    │   ├── UnauthorizedError  unauthorized          no credential, or one that is forged or expired
+    │   └── AttestationError   attestation_refused   no proof of being a device of the application
     ├── SessionError           session_invalid
     │   ├── SessionUnknownError session_unknown      no such session here (for example after a restart)
     │   ├── RoundClosedError   round_closed          a stale round: closed before the report came
     │   └── AlreadyCountedError already_counted      a second report for one session
     ├── StateError             illegal_transition    a message that the state machine does not accept now
+    │   └── TaskStateError     task_state            a task that cannot do in its state what was asked
     ├── SecAggError            secagg                a secure sum that cannot go on
     │   ├── SecAggMessageError secagg_message        malformed, of another session, or not canonical
     │   ├── ThresholdError     secagg_threshold      fewer than t shares, or fewer than min_survivors parties
@@ -52,12 +56,17 @@
     │   └── SessionReusedError secagg_session_reused a session id that was used before
     ├── TransportError         unreachable           no answer, a broken connection, a wrong certificate
     ├── BusyError              busy                  no room now; come again after ``retry_after_s``
+    │   └── RateLimitedError   rate_limited          more requests than a device makes
     ├── NotFoundError          not_found
     ├── StorageError           storage
     │   ├── StorageFullError   storage_full
+    │   ├── StorageLockedError storage_locked        another program writes into the database
     │   ├── BlobHashError      blob_hash             a stored or downloaded blob is not what its name says
-    │   └── LedgerBrokenError  ledger_broken         the chain of a device's ledger does not hold
+    │   ├── LedgerBrokenError  ledger_broken         the chain of a device's ledger does not hold
+    │   ├── StoreCorruptError  store_corrupt         an example store whose file is damaged
+    │   └── StoreSealedError   store_sealed          an encrypted example store without its key, or a plain one
     ├── PortInUseError         port_in_use
+    ├── UnhealthyError         unhealthy             the storage does not answer, or no clock runs
     ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
         ├── ClipMissingError   privacy_no_clip       noise without a clip
@@ -74,12 +83,14 @@ from typing import ClassVar
 
 __all__ = [
     "AlreadyCountedError",
+    "AttestationError",
     "BlobHashError",
     "BudgetExhaustedError",
     "BusyError",
     "ClipMissingError",
     "CompressionSpecError",
     "ConsistencyError",
+    "ContentEncodingError",
     "CounterError",
     "CoveyError",
     "DataError",
@@ -107,6 +118,7 @@ __all__ = [
     "PrivacyError",
     "PrivacySpecError",
     "PublicKeyError",
+    "RateLimitedError",
     "RecipeError",
     "ReleaseRefusedError",
     "RoundClosedError",
@@ -121,12 +133,18 @@ __all__ = [
     "StateError",
     "StorageError",
     "StorageFullError",
+    "StorageLockedError",
+    "StoreCorruptError",
+    "StoreSealedError",
+    "TaskStateError",
     "ThresholdError",
     "TooFewExamplesError",
     "TooLargeError",
+    "TooSlowError",
     "TrainingError",
     "TransportError",
     "UnauthorizedError",
+    "UnhealthyError",
     "UnsupportedPrimitiveError",
     "UpdateError",
     "UpdateFormatError",
@@ -365,6 +383,20 @@ class TooLargeError(WireError):
     http_status = 413
 
 
+class TooSlowError(WireError):
+    """A request whose headers or body did not come in time."""
+
+    code = "too_slow"
+    http_status = 408
+
+
+class ContentEncodingError(WireError):
+    """A body that is compressed: nothing here is unpacked."""
+
+    code = "content_encoding"
+    http_status = 415
+
+
 class VersionError(WireError):
     """A protocol version that this side does not speak."""
 
@@ -376,6 +408,13 @@ class UnauthorizedError(WireError):
 
     code = "unauthorized"
     http_status = 401
+
+
+class AttestationError(WireError):
+    """No proof of being a device of the application, or one that is forged, expired, for others, or used up."""
+
+    code = "attestation_refused"
+    http_status = 403
 
 
 class SessionError(CoveyError):
@@ -411,6 +450,12 @@ class StateError(CoveyError):
 
     code = "illegal_transition"
     http_status = 409
+
+
+class TaskStateError(StateError):
+    """A task that cannot do in its present state what was asked."""
+
+    code = "task_state"
 
 
 class SecAggError(CoveyError):
@@ -492,6 +537,13 @@ class BusyError(CoveyError):
     http_status = 503
 
 
+class RateLimitedError(BusyError):
+    """More requests than a device makes: come again after ``retry_after_s``."""
+
+    code = "rate_limited"
+    http_status = 429
+
+
 class NotFoundError(CoveyError):
     """No such population, plan or checkpoint."""
 
@@ -513,6 +565,13 @@ class StorageFullError(StorageError):
     http_status = 507
 
 
+class StorageLockedError(StorageError):
+    """A database into which another program writes for too long."""
+
+    code = "storage_locked"
+    http_status = 503
+
+
 class BlobHashError(StorageError):
     """A stored or downloaded blob that is not what its name says."""
 
@@ -526,10 +585,29 @@ class LedgerBrokenError(StorageError):
     code = "ledger_broken"
 
 
+class StoreCorruptError(StorageError):
+    """An example store whose file is damaged."""
+
+    code = "store_corrupt"
+
+
+class StoreSealedError(StorageError):
+    """An encrypted example store without the key that fits, or a plain one where encryption was asked for."""
+
+    code = "store_sealed"
+
+
 class PortInUseError(CoveyError):
     """A port on which something else listens."""
 
     code = "port_in_use"
+
+
+class UnhealthyError(CoveyError):
+    """A server that cannot do its work: its storage does not answer, or the clock of its rounds stands still."""
+
+    code = "unhealthy"
+    http_status = 503
 
 
 class ReleaseRefusedError(CoveyError):

@@ -9,11 +9,13 @@ One session, in order::
       GET  /v1/checkpoints/{hash}                     <- packed tensors          (immutable, cacheable)
     in plain mode
       POST /v1/sessions/{session}/report  body ->     <- Reported
-    in secure mode, for each STEP of ready, advertise, share, mask, unmask
+    in secure mode, for each STEP of ready, advertise, share, mask, unmask (consistency before it, if active)
       POST /v1/sessions/{session}/secure/STEP  body ->     <- Taken        (after unmask: Reported)
       GET  /v1/sessions/{session}/secure/STEP              <- what the step leads to     (a bounded long-poll)
     at any time
       POST /v1/sessions/{session}/abandon Abandon ->  <- Abandoned         (a condition lapsed: say so and go)
+
+An enrolment authority, which is another program at another address, answers ``POST /v1/certify``: Certify -> Certified.
 
 Every failure is an :class:`ErrorBody` with a stable code.
 """
@@ -25,12 +27,16 @@ import msgspec
 from covey.types.errors import CoveyError, VersionError, WireError, all_errors
 
 __all__ = [
+    "ACTIVE_STEPS",
     "CREDENTIAL_SCHEME",
     "PROTOCOL_VERSION",
     "Abandon",
     "Abandoned",
     "Assignment",
     "BlobRef",
+    "Certified",
+    "Certify",
+    "CandidateSummary",
     "CheckIn",
     "ComeBack",
     "Enroll",
@@ -42,6 +48,7 @@ __all__ = [
     "RoundSummary",
     "SECURE_STEPS",
     "Taken",
+    "TaskStatus",
     "decode_message",
     "encode_message",
     "error_from_body",
@@ -51,6 +58,8 @@ PROTOCOL_VERSION = 1
 CREDENTIAL_SCHEME = "Bearer"
 SECURE_STEPS = ("ready", "advertise", "share", "mask", "unmask")
 """What a device sends in a secure session, in order; ``ready`` has no body and says that training is over."""
+ACTIVE_STEPS = ("ready", "advertise", "share", "mask", "consistency", "unmask")
+"""The same where the server may be active: devices sign what they were told before they unmask."""
 
 MAX_MESSAGE_BYTES = 64 << 10
 """Control messages are small; anything longer is refused before it is parsed."""
@@ -72,6 +81,25 @@ class Enrolled(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
     credential: str
     expires_in_s: float
+
+
+class Certify(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Ask the enrolment authority for a certificate of ``identity_key``, an Ed25519 public key in hex."""
+
+    population: str
+    identity_key: str
+    attestation: str = ""
+
+
+class Certified(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The certificate: the authority's ``signature`` (hex) over label, population, key and ``expires_at``.
+
+    ``expires_at`` is in seconds since 1970, exclusive. Everybody in a group sees it: it is the same for all who are
+    certified within a short time.
+    """
+
+    expires_at: int
+    signature: str
 
 
 class BlobRef(_Message, frozen=True, kw_only=True, omit_defaults=True):
@@ -101,8 +129,8 @@ class Assignment(_Message, frozen=True, kw_only=True, omit_defaults=True):
         mode: ``plain`` or ``secure``; must be what the plan's privacy terms say.
         public_seed: 32 bytes in hex, the round's public randomness.
         report_within_s: when the round closes for this session.
-        task: which of the population's tasks this is.
-        kind: ``train``, or ``evaluate``: the model is measured on the device's examples and not changed.
+        task: name of the task within the population.
+        kind: ``train`` or ``evaluate``; must be what the plan's phase does.
     """
 
     session: str
@@ -177,7 +205,8 @@ class RoundSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
     ``status`` is ``committed`` or ``abandoned`` (then ``reason`` says why). ``lost`` devices were selected and not
     counted: they gave up, dropped out, or came after the round had closed. ``metrics`` are means over the cohort's
-    training examples, measured while it trained.
+    training examples, measured while it trained; of a round of kind ``evaluate``, over the examples that it evaluated
+    the checkpoint on. A row with the status ``rolled_back`` is a new version of the model: an earlier checkpoint.
     """
 
     round: int
@@ -191,10 +220,74 @@ class RoundSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
     bytes_up: int
     metrics: dict[str, float] = {}
     checkpoint: str = ""
+    task: str = ""
+    kind: str = "train"
+
+
+class TaskStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What an administrator is told of a task.
+
+    Attributes:
+        task: its name in the population.
+        kind: ``train`` or ``evaluate``.
+        state: ``created``, ``running``, ``paused``, ``completed`` or ``cancelled``.
+        plan: SHA-256 of its plan.
+        plan_task: what the plan calls its task.
+        mode: ``plain`` or ``secure``.
+        min_cohort: the fewest devices in a sum.
+        rounds: how many of its rounds are committed.
+        settings: how its rounds go and when they are due.
+        checkpoint: what an evaluation reads; empty: the newest.
+    """
+
+    task: str
+    kind: str
+    state: str
+    plan: str
+    plan_task: str
+    mode: str
+    min_cohort: int
+    rounds: int
+    settings: dict[str, Any]
+    checkpoint: str = ""
+
+
+class CandidateSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A checkpoint that stood for release, and what became of it: sums over devices, nothing of any device.
+
+    Attributes:
+        round: the committed round whose checkpoint it is.
+        task: the task whose round it is.
+        checkpoint: its SHA-256.
+        cohort: how many devices were in that round's sum.
+        status: ``pending``, ``promoted`` or ``refused``.
+        reason: a stable word where it was refused (docs/releases.md).
+        version: of the release, where it was promoted.
+        compared: how many devices compared it with the release before it.
+        difference: the mean over devices, above 0 where the candidate is worse.
+        limit: the one-sided upper confidence limit of that mean.
+        decided_at: seconds since 1970.
+    """
+
+    round: int
+    task: str = ""
+    checkpoint: str
+    cohort: int
+    status: str = "pending"
+    reason: str = ""
+    version: int = 0
+    compared: int = 0
+    difference: float = 0.0
+    limit: float = 0.0
+    decided_at: int = 0
 
 
 class PopulationStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """The public state of a population: where its newest checkpoint is, and the rounds after the one asked for."""
+    """The public state of a population: where its newest checkpoint is, and the rounds after the one asked for.
+
+    ``release`` is the version of the newest release, 0 before the first; ``releasing`` says ``on``, or why nothing is
+    released.
+    """
 
     population: str
     task: str
@@ -206,6 +299,8 @@ class PopulationStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
     mode: str
     min_cohort: int
     rounds: tuple[RoundSummary, ...] = ()
+    release: int = 0
+    releasing: str = ""
 
 
 M = TypeVar("M", bound=_Message)

@@ -19,7 +19,7 @@ from covey.plans.lowering.programs import (
     specs,
     stripped,
 )
-from covey.plans.manifest import TRAINED, AlgorithmRef, Manifest, Phase, SegmentPlan
+from covey.plans.manifest import TRAINED, AlgorithmRef, Manifest, Phase, SegmentPlan, needed_schema
 from covey.plans.plan import pack_plan
 from covey.plans.task import Local, PlanOptions, Task
 from covey.types.errors import ParityError, PlanBuildError
@@ -137,6 +137,7 @@ def _manifest(programs: Programs, shapes: _Signature) -> Manifest:
         trained_in_place=any(map(_is_mask, shared)),
     )
     return Manifest(
+        schema=needed_schema(options.privacy),
         task=task.name,
         algorithm=AlgorithmRef(name=local.algorithm, settings=dict(local.settings)),
         params=specs(named_leaves(programs.params, "params"), "params"),
