@@ -63,6 +63,7 @@
     │   └── StoreSealedError   store_sealed          an encrypted example store without its key, or a plain one
     ├── PortInUseError         port_in_use
     ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
+    ├── NoReleaseError         no_release            a device that is asked for a model before it has one
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
         ├── ClipMissingError   privacy_no_clip       noise without a clip
         ├── DeltaError         privacy_delta         delta of 1/population or more
@@ -97,6 +98,7 @@ __all__ = [
     "LedgerBrokenError",
     "MissingExtraError",
     "NoiseError",
+    "NoReleaseError",
     "NotFoundError",
     "ParityError",
     "PlanBuildError",
@@ -566,6 +568,12 @@ class PortInUseError(CoveyError):
     """A port on which something else listens."""
 
     code = "port_in_use"
+
+
+class NoReleaseError(CoveyError):
+    """A device that is asked for a prediction before it has a release."""
+
+    code = "no_release"
 
 
 class ReleaseRefusedError(CoveyError):
