@@ -4,11 +4,13 @@ import pytest
 
 from covey.storage.memory import MemoryStorage
 from covey.storage.sqlite import SqliteStorage
+from covey.testing.releases import candidate_of, release_checks
 from covey.testing.storage import KEEP_CHECKPOINTS, begin, storage_checks, summary_of
 from covey.types.errors import NotFoundError
 from covey.types.tensors import sha256_hex
 
-by_name = pytest.mark.parametrize("check", storage_checks(), ids=lambda check: check.__name__)
+CHECKS = (*storage_checks(), *release_checks())
+by_name = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 
 
 @by_name
@@ -70,9 +72,49 @@ class ChargesBeforeItAsks(MemoryStorage):
         admit(self.privacy_spent(population))
 
 
+class ForgetsPending(MemoryStorage):
+    def __init__(self):
+        super().__init__(keep_checkpoints=KEEP_CHECKPOINTS)
+        self.release_store.needed = set
+
+
+class SkipsVersions(MemoryStorage):
+    def __init__(self):
+        super().__init__(keep_checkpoints=KEEP_CHECKPOINTS)
+        publish = self.release_store.publish
+
+        def lenient(release):
+            newest = len(self.release_store.releases(release.population))
+            publish(type(release)(**{**as_dict(release), "version": newest + 1}))
+
+        self.release_store.publish = lenient
+
+
+class DecidesTwice(MemoryStorage):
+    def __init__(self):
+        super().__init__(keep_checkpoints=KEEP_CHECKPOINTS)
+        settle = self.release_store.settle
+
+        def lenient(population, candidate, release):
+            rows = self.release_store._candidates.get(population, [])
+            for i, row in enumerate(rows):
+                if row.round == candidate.round:
+                    rows[i] = candidate_of(row.round, task=row.task)
+            settle(population, candidate, release)
+
+        self.release_store.settle = lenient
+
+
+def as_dict(struct):
+    return {f: getattr(struct, f) for f in struct.__struct_fields__}
+
+
 @pytest.mark.parametrize(
     "broken",
     [
+        ForgetsPending,
+        SkipsVersions,
+        DecidesTwice,
         RefundsAbandoned,
         ChargesBeforeItAsks,
         KeepsAll,
@@ -86,13 +128,13 @@ class ChargesBeforeItAsks(MemoryStorage):
 )
 def test_the_suite_catches_a_broken_storage(broken):
     caught = 0
-    for check in storage_checks():
+    for check in CHECKS:
         storage = broken()
         try:
             check(lambda storage=storage: storage)
         except (AssertionError, NotFoundError):
             caught += 1
-    assert 0 < caught < len(storage_checks())
+    assert 0 < caught < len(CHECKS)
 
 
 def test_the_suite_catches_a_storage_that_forgets_when_it_is_closed():

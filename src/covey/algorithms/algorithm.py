@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from covey.plans.evaluation import DIFFERENCE_SCALE
+from covey.plans.manifest import COMPARISON
 from covey.plans.manifest import Phase as PhasePlan
 from covey.types.errors import LayoutError
 from covey.types.segments import HEADER, SegmentSum
@@ -57,12 +59,20 @@ class Aggregate:
     def means(self) -> dict[str, float]:
         """Return metric means: the loss over the weight, every task metric over the weight; none where all are absent.
 
-        Under differential privacy metrics would be opened without noise, so that they are absent.
+        Under differential privacy metrics would be opened without noise, so that they are absent. Of a comparison of
+        two models (:mod:`covey.plans.evaluation`), ``compared`` counts devices, and ``difference`` and
+        ``difference_squared`` are means over them.
         """
         if not self.metrics:
             return {}
         weight = max(self.metrics["weight"], 1e-30)
-        return {k: v / weight for k, v in self.metrics.items() if k not in ("examples", "weight")}
+        left_out = ("examples", "weight", *COMPARISON)
+        means = {k: v / weight for k, v in self.metrics.items() if k not in left_out}
+        if (count := self.metrics.get("compared", 0.0)) >= 1:
+            means["compared"] = count
+            means["difference"] = self.metrics["difference"] / DIFFERENCE_SCALE / count
+            means["difference_squared"] = self.metrics["difference_squared"] / DIFFERENCE_SCALE**2 / count
+        return means
 
 
 def opened_header(total: SegmentSum) -> NDArray[np.float64]:

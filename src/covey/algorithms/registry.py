@@ -4,13 +4,18 @@ import difflib
 from collections.abc import Callable, Mapping
 
 from covey.algorithms.algorithm import Algorithm
+from covey.algorithms.evaluation import evaluation
 from covey.algorithms.fedavg import fedavg
 from covey.algorithms.fedsgd import fedsgd
 from covey.types.errors import UsageError
 
 __all__ = ["ALGORITHMS", "server_half"]
 
-ALGORITHMS: Mapping[str, Callable[[Mapping[str, float]], Algorithm]] = {"fedavg": fedavg, "fedsgd": fedsgd}
+ALGORITHMS: Mapping[str, Callable[[Mapping[str, float]], Algorithm]] = {
+    "evaluation": evaluation,
+    "fedavg": fedavg,
+    "fedsgd": fedsgd,
+}
 
 
 def server_half(name: str, settings: Mapping[str, float]) -> Algorithm:

@@ -1,5 +1,7 @@
 """Evaluate a model, and serve it, on the device: the plan's ``eval`` and ``predict`` graphs on onnxruntime."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from covey.device.batches import checked_examples, padded_batches
@@ -18,11 +20,13 @@ class Evaluator:
         self._plan = plan
         self._graphs = graphs or GraphCache(num_threads=num_threads)
 
-    def evaluate(self, params: Tensors, examples: Tensors) -> dict[str, float]:
-        """Return metric *sums* over all examples, by the manifest's names: add them up, then divide.
+    def evaluate(
+        self, params: Tensors, examples: Tensors, before_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Return metric *sums* over all examples, by the graph's names: add them up, then divide.
 
         A fraction such as accuracy is ``metric / weight``. Each batch is summed in float32 by the graph, the batches
-        in float64 here, so that counts stay exact beyond ``2**24``.
+        in float64 here, so that counts stay exact beyond ``2**24``. ``before_batch`` may raise, to end it early.
 
         Raises:
             ExampleError, TooFewExamplesError: see :func:`covey.device.batches.checked_examples`.
@@ -30,10 +34,11 @@ class Evaluator:
         manifest = self._plan.manifest
         graph = self._graphs.graph(self._plan, "eval")
         fixed = {f"params.{k}": v for k, v in params.items()}
-        fixed |= {f"metrics.{k}": np.zeros((), np.float32) for k in manifest.metrics}
-        totals = dict.fromkeys(manifest.metrics, 0.0)
+        fixed |= {f"metrics.{k}": np.zeros((), np.float32) for k in manifest.graph_metrics}
+        totals = dict.fromkeys(manifest.graph_metrics, 0.0)
         usable = checked_examples(examples, manifest.examples.fields)
         for chunk in padded_batches(usable, manifest.eval_batch_size):
+            before_batch()
             batch = {f"batch.{k}": v[0] for k, v in chunk.batch.items()}
             sums = graph.run({**fixed, **batch, "mask": chunk.mask[0]})
             for name in totals:

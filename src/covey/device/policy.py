@@ -102,8 +102,11 @@ def check_assignment(policy: OwnerPolicy, plan: Plan, assignment: Assignment) ->
             "assignment: phase", expected=f"one of the plan's {len(manifest.phases)}", got=str(assignment.phase)
         )
     _check_authority(policy, terms)
+    does = "evaluate" if manifest.phases[assignment.phase].graph == "eval" else "train"
+    if assignment.kind != does:
+        raise PlanRefusedError("assignment: kind", expected=f"{does}, as the plan does", got=assignment.kind[:20])
     hyper_values(manifest, assignment.hyper)
-    check_privacy(policy.privacy, terms)
+    check_privacy(policy.privacy, manifest)
     _check_blobs(manifest, assignment)
 
 
@@ -136,7 +139,10 @@ def _check_seed(assignment: Assignment) -> None:
 
 
 def _check_blobs(manifest: Manifest, assignment: Assignment) -> None:
-    """Sizes follow from the plan: a server cannot make a device download more than the model needs."""
+    """Sizes follow from the plan: a server cannot make a device download more than the model needs.
+
+    An evaluation may go without the second model; then it only evaluates the first.
+    """
     params = packed_num_bytes(manifest.params)
     shared = packed_num_bytes(manifest.phases[assignment.phase].shared)
     if params + shared > manifest.budget.memory_bytes:
@@ -144,7 +150,8 @@ def _check_blobs(manifest: Manifest, assignment: Assignment) -> None:
             "plan: budget.memory_bytes", expected=f"at least the model's {params + shared}", got="less"
         )
     _check_size(assignment.checkpoint, "checkpoint", exactly=params)
-    if (assignment.shared is not None) != bool(shared):
+    optional = assignment.kind == "evaluate" and assignment.shared is None
+    if (assignment.shared is not None) != bool(shared) and not optional:
         raise PlanRefusedError(
             "assignment: shared", expected="a blob" if shared else "none", got="none" if shared else "a blob"
         )

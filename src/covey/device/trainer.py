@@ -1,8 +1,8 @@
-"""Train on one device: run a plan's graphs over its examples and return the weighted update.
+"""Train, or evaluate, on one device: run a plan's graphs over its examples and return the weighted update.
 
 The order is that of :mod:`covey.plans.manifest`: ``begin`` makes the state, the chunks of ``train`` or ``gradient``
-carry it along, ``finish`` turns it into the segments of the update. Between chunks (about a second of work each) the
-caller is asked whether to go on.
+carry it along, ``finish`` turns it into the segments of the update. An evaluation runs ``eval`` under one model or two,
+and its update is the header alone. Between chunks (about a second of work each) the caller is asked whether to go on.
 """
 
 import threading
@@ -14,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covey.device.batches import checked_examples, make_chunks, num_distinct, num_steps
+from covey.device.evaluate import Evaluator
 from covey.device.runtime import GraphCache
-from covey.plans.manifest import Manifest, SegmentPlan
+from covey.plans.evaluation import comparison
+from covey.plans.manifest import COMPARISON, Manifest, SegmentPlan
 from covey.plans.plan import Plan
 from covey.types.errors import PlanRefusedError, TrainingError, UpdateRangeError
 from covey.types.rng import key_words
@@ -35,6 +37,8 @@ __all__ = [
 
 _TOTALS = ("examples", "loss", "weight")
 _POLL_S = 0.1
+_NO_NUMBER = 2.0**25
+"""What a metric sum that is not finite, or too large, counts as in an evaluation: near the most that a header takes."""
 
 
 class TrainingStopped(Exception):
@@ -126,6 +130,8 @@ class OnnxTrainer:
             if should_stop():
                 raise TrainingStopped
         try:
+            if manifest.phases[job.phase].graph == "eval":
+                return self._evaluate(job, usable, should_stop)
             return self._train(job, usable, hyper, should_stop)
         finally:
             self._slots.release()
@@ -159,6 +165,26 @@ class OnnxTrainer:
         del carry, after, feeds  # the update is about to be copied: the state has served
         used = num_distinct(count, phase)
         return result_of(manifest, job.phase, outputs, totals, num_examples=used, num_steps=steps)
+
+    def _evaluate(self, job: TrainingJob, examples: Tensors, should_stop: Callable[[], bool]) -> LocalResult:
+        """Evaluate the checkpoint and, where a second model was broadcast, compare both on the same examples."""
+        manifest = job.plan.manifest
+        metric = manifest.phases[job.phase].compares
+
+        def before_batch() -> None:
+            if should_stop():
+                raise TrainingStopped
+
+        evaluator = Evaluator(job.plan, graphs=self._graphs)
+        totals = evaluator.evaluate(job.params, examples, before_batch)
+        compared = dict.fromkeys(COMPARISON, 0.0)
+        if job.shared:
+            second = evaluator.evaluate(job.shared, examples, before_batch)
+            compared = comparison(metric, *(t[metric] / max(t["weight"], 1.0) for t in (totals, second)))
+        totals = {k: v if abs(v) < _NO_NUMBER else _NO_NUMBER for k, v in totals.items()}
+        count = len(next(iter(examples.values())))
+        steps = -(-count // manifest.eval_batch_size)
+        return result_of(manifest, job.phase, {}, {**totals, **compared}, num_examples=count, num_steps=steps)
 
 
 def hyper_values(manifest: Manifest, assigned: Mapping[str, float]) -> dict[str, float]:

@@ -12,7 +12,8 @@ A plan holds four kinds of ONNX graph (opset <= 21, default domain):
     ``begin``: ``params.*``, ``shared.*`` -> ``state.*``. ``finish``: ``state.*``, ``params.*``, ``shared.*``,
     ``totals.*`` (float32 scalars: examples, weight, loss) -> ``<segment>.*``.
 ``eval``
-    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means.
+    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means. It is the
+    graph of the one phase of an evaluation plan (:mod:`covey.plans.evaluation`), which sends nothing but the header.
 ``predict``
     ``params.*``, ``input.*`` -> ``output.*``.
 
@@ -34,6 +35,8 @@ __all__ = [
     "BASE_METRICS",
     "CLIP",
     "CLIP_COUNT",
+    "COMPARISON",
+    "EVALUATION_SCHEMA",
     "SCHEMA_VERSION",
     "TRAINED",
     "AlgorithmRef",
@@ -64,10 +67,14 @@ NOISE_SCHEMA = 2
 clip: the higher number makes it refuse."""
 ACTIVE_SCHEMA = 3
 """The schema of plans against an active server. An older device would take part as if the server were honest."""
+EVALUATION_SCHEMA = 3
+"""The schema of plans whose phase evaluates."""
 TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
 
 BASE_METRICS = ("examples", "loss", "weight")
+COMPARISON = ("compared", "difference", "difference_squared")
+"""The last metrics of an evaluation plan: 1 where the device compared two models, and how much they differed."""
 CLIP = "clip"
 """The per-round value that carries the clip where a plan has noise."""
 CLIP_COUNT = "clip_count"
@@ -117,10 +124,10 @@ class HyperBound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RingPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a codec with a ring makes of a segment in secure mode: the integers that are masked and summed.
+    """What a codec with a ring makes of a segment, in secure mode or under noise: the integers that are summed.
 
-    It follows from the codec; it stands here too, so that a plan's layout can be read without the codec, and a device
-    checks that both agree.
+    It follows from the codec, and under noise from that; it stands here too, so that a plan's layout can be read
+    without the codec, and a device checks that both agree.
     """
 
     num_values: int
@@ -138,7 +145,7 @@ class SegmentPlan(msgspec.Struct, frozen=True, kw_only=True):
         max_delta: the largest magnitude of one coordinate before weighting; an update beyond it is refused.
         weighting: ``examples`` (times min(num_examples, max_weight)) or ``none``.
         codec: how the reals are encoded: a compression spec (docs/compression.md).
-        ring: in secure mode, the integers of a codec with a ring; None: the reals in fixed point.
+        ring: in secure mode and under noise, the integers of a codec with a ring; None: the reals in fixed point.
     """
 
     name: str
@@ -153,6 +160,11 @@ class SegmentPlan(msgspec.Struct, frozen=True, kw_only=True):
         """Number of coordinates."""
         return sum(t.size for t in self.tensors)
 
+    @property
+    def num_summed(self) -> int:
+        """Number of integers that are summed: fewer where a codec sends a part, more where it pads."""
+        return self.length if self.ring is None else self.ring.num_values
+
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
     """One exchange with a cohort: which graph runs, how long, and what comes back.
@@ -163,6 +175,9 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, a bool tensor
     ``trained/<parameter>`` for each tensor of the one segment: the mask that its codec draws from the session's public
     seed (a structured update). Other parameters do not move.
+
+    A phase of graph ``eval`` has no state and no segments. Where the server broadcasts a second model as ``shared``,
+    the device compares both by its mean of the metric ``compares``.
     """
 
     name: str
@@ -175,6 +190,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     max_steps: int
     chunk_steps: int
     trained_in_place: bool = False
+    compares: str = ""
 
 
 class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,6 +227,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     privacy: PrivacyTerms = PrivacyTerms()
     built_with: dict[str, str] = {}
 
+    @property
+    def graph_metrics(self) -> tuple[str, ...]:
+        """The metrics that the graphs sum; the comparison's follow from two such sums."""
+        return tuple(k for k in self.metrics if k not in COMPARISON)
+
+    @property
+    def num_opened(self) -> int:
+        """How many coordinates of the model one sum opens, of the phase with the most: what noise is spread over."""
+        return max(sum(s.num_summed for s in p.segments) for p in self.phases)
+
     def layout(self, phase: int) -> tuple[Segment, ...]:
         """Return the integer segments of an update: the header first, then the phase's own, in order.
 
@@ -221,17 +247,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         n_max = terms.most_in_sum
         ring_bits = terms.secure.ring_bits if terms.secure else 64
         out = [header_segment(len(self.metrics), n_max)]
-        if noise is not None:
-            # Integers already: the clip is clip_units of them, whatever the clip is this round.
-            for s in self.phases[phase].segments:
-                # A segment refuses magnitudes of its bound and more.
-                out.append(Segment(s.name, s.length, noise.coordinate_bound + 1, n_max, ring_bits=noise.ring_bits))
-            if noise.quantile is not None:
-                out.append(Segment(CLIP_COUNT, 1, noise.count_bound + 1, n_max))
-            return tuple(out)
         for s in self.phases[phase].segments:
-            if terms.secure and (ring := s.ring) is not None:
+            if (ring := s.ring) is not None:
                 out.append(Segment(s.name, ring.num_values, ring.bound, ring.n_max, ring_bits=ring.ring_bits))
+                continue
+            if noise is not None:
+                # Integers already: the clip is clip_units of them, whatever the clip is this round. A segment refuses
+                # magnitudes of its bound and more.
+                out.append(Segment(s.name, s.length, noise.coordinate_bound + 1, n_max, ring_bits=noise.ring_bits))
                 continue
             weight = terms.max_weight if s.weighting == "examples" else 1
             segment = real_segment(s.name, s.length, s.max_delta * weight, n_max, ring_bits)
@@ -243,6 +266,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                     hint="lower max_weight, max_delta or the group size, or widen ring_bits",
                 )
             out.append(segment)
+        if noise is not None and noise.quantile is not None:
+            out.append(Segment(CLIP_COUNT, 1, noise.count_bound + 1, n_max))
         return tuple(out)
 
 
@@ -303,22 +328,7 @@ def _validate(m: Manifest) -> None:
         (m.params == tuple(sorted(m.params)), "params", "canonical order"),
     ]
     for i, p in enumerate(m.phases):
-        checks += [
-            (p.graph in ("train", "gradient"), f"phases[{i}].graph", "train or gradient"),
-            (min(p.batch_size, p.epochs, p.max_steps, p.chunk_steps) >= 1, f"phases[{i}]", "sizes of at least 1"),
-            (len(p.segments) >= 1, f"phases[{i}].segments", "at least one segment"),
-            (
-                all(s.weighting in ("examples", "none") for s in p.segments),
-                f"phases[{i}].weighting",
-                "examples or none",
-            ),
-            (
-                not p.trained_in_place or len(p.segments) == 1,
-                f"phases[{i}].trained_in_place",
-                "one segment, whose codec names the mask",
-            ),
-            (all(s.max_delta > 0 for s in p.segments), f"phases[{i}].max_delta", "above 0"),
-        ]
+        checks += _evaluation_checks(m, p, f"phases[{i}]") if p.graph == "eval" else _phase_checks(p, f"phases[{i}]")
     if (secure := m.privacy.secure) is not None:
         checks += [
             (m.privacy.min_cohort <= secure.group_size, "privacy.secure.group_size", "at least min_cohort"),
@@ -328,6 +338,9 @@ def _validate(m: Manifest) -> None:
             (secure.is_active or not secure.authority, "privacy.secure.authority", "none unless active"),
             (m.schema >= ACTIVE_SCHEMA or not secure.is_active, "schema", f"at least {ACTIVE_SCHEMA} if active"),
         ]
+    summed = m.privacy.mode == "secure" or m.privacy.noise is not None
+    rings = [s.ring for p in m.phases for s in p.segments]
+    checks.append((summed or not any(rings), "phases: ring", "none in plain mode without noise"))
     checks += [(h.low <= h.default <= h.high, f"hyper.{h.name}", "low <= default <= high") for h in m.hyper]
     if m.privacy.noise is not None:
         checks += _noise_checks(m, m.privacy.noise)
@@ -340,17 +353,55 @@ def _is_key(text: str) -> bool:
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
+def _phase_checks(p: Phase, where: str) -> list[tuple[bool, str, str]]:
+    return [
+        (p.graph in ("train", "gradient"), f"{where}.graph", "train, gradient or eval"),
+        (min(p.batch_size, p.epochs, p.max_steps, p.chunk_steps) >= 1, where, "sizes of at least 1"),
+        (len(p.segments) >= 1, f"{where}.segments", "at least one segment"),
+        (all(s.weighting in ("examples", "none") for s in p.segments), f"{where}.weighting", "examples or none"),
+        (
+            not p.trained_in_place or len(p.segments) == 1,
+            f"{where}.trained_in_place",
+            "one segment, whose codec names the mask",
+        ),
+        (all(s.max_delta > 0 for s in p.segments), f"{where}.max_delta", "above 0"),
+        (not p.compares, f"{where}.compares", "nothing but in an evaluation"),
+    ]
+
+
+def _evaluation_checks(m: Manifest, p: Phase, where: str) -> list[tuple[bool, str, str]]:
+    return [
+        (m.schema >= EVALUATION_SCHEMA, "schema", f"at least {EVALUATION_SCHEMA} for an evaluation"),
+        (len(m.phases) == 1, "phases", "no other phase beside an evaluation"),
+        (not p.segments and not p.state and not p.trained_in_place, where, "an evaluation to send the header alone"),
+        (p.shared == m.params, f"{where}.shared", "a second model's parameters"),
+        (m.metrics[-len(COMPARISON) :] == COMPARISON, "metrics", f"to end with {', '.join(COMPARISON)}"),
+        (p.compares in m.graph_metrics, f"{where}.compares", "one of the metrics"),
+        (p.compares not in ("examples", "weight"), f"{where}.compares", "a metric that is divided by the weight"),
+        (not m.hyper, "hyper", "no per-round values in an evaluation"),
+        # Metric sums would be opened without noise; they are absent from plans with noise for that reason.
+        (m.privacy.noise is None, "privacy.noise", "none: an evaluation has nothing but metrics, which get no noise"),
+    ]
+
+
 def _noise_checks(m: Manifest, noise: NoiseTerms) -> list[tuple[bool, str, str]]:
     """Return the checks of a plan with noise; what the noise itself must be is :mod:`covey.privacy`'s business."""
     clip = next((h for h in m.hyper if h.name == CLIP), None)
     same = clip is not None and (clip.default, clip.low, clip.high) == (noise.clip, noise.clip_low, noise.clip_high)
     segments = [s for p in m.phases for s in p.segments]
+    rings = [s.ring for s in segments if s.ring is not None]
+    bounds = {(r.bound, r.ring_bits) for r in rings} - {(noise.coordinate_bound + 1, noise.ring_bits)}
     return [
         (m.schema >= NOISE_SCHEMA, "schema", f"at least {NOISE_SCHEMA} for a plan with noise"),
         (same, f"hyper.{CLIP}", "the bounds of privacy.noise"),
         (all(s.weighting == "none" for s in segments), "phases: weighting", "none: under noise weights are uniform"),
         (all(s.name != CLIP_COUNT for s in segments), "phases: segments", f"names other than {CLIP_COUNT}"),
-        # Integers below 2**24 are exact in float32; another codec would change what was clipped and noised.
-        (all(s.codec in ("float32", "float64") for s in segments), "phases: codec", "float32 or float64 under noise"),
+        # Another codec would change what was clipped and noised.
+        (all(s.codec == "float32" or s.ring for s in segments), "phases: codec", "float32 or a ring under noise"),
+        (len({s.codec for s in segments}) == 1, "phases: codec", "one for all segments under noise"),
+        (not bounds, "phases: ring", "the bound and the width of privacy.noise"),
+        (all(r.n_max >= m.privacy.most_in_sum for r in rings), "phases: ring.n_max", "room for all that are selected"),
+        (not rings or noise.kind != "tree", "privacy.noise.kind", "none that spans rounds, whose rotations differ"),
+        # Integers below 2**24 are exact in float32.
         (0 < noise.coordinate_bound < 1 << 24, "privacy.noise.coordinate_bound", "1 to 2**24 - 1"),
     ]

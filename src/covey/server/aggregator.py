@@ -9,8 +9,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from covey.compression.codec import HEADER_CODEC, Codec, codec_for, segment_seed
-from covey.plans.manifest import Manifest
+from covey.compression.codec import HEADER_CODEC, Codec, codecs_of, part_codec, segment_seed
+from covey.plans.evaluation import DIFFERENCE_LIMIT, DIFFERENCE_SCALE
+from covey.plans.manifest import COMPARISON, Manifest
 from covey.server.messages import (
     AbandonArrived,
     CloseShard,
@@ -57,8 +58,9 @@ def segment_codecs(manifest: Manifest, phase: int) -> dict[str, Codec]:
     Raises:
         CompressionSpecError, MissingExtraError: see :func:`covey.compression.codec.codec_for`.
     """
-    mode, n_max = manifest.privacy.mode, manifest.privacy.most_in_sum
-    own = {s.name: codec_for(s.codec, mode, n_max) for s in manifest.phases[phase].segments}
+    noised = manifest.privacy.noise is not None
+    codecs = codecs_of(manifest.phases[phase].segments, manifest.privacy)
+    own = {name: part_codec(codec, noised=noised) for name, codec in codecs.items()}
     return {s.name: own.get(s.name, HEADER_CODEC) for s in manifest.layout(phase)}
 
 
@@ -193,3 +195,8 @@ def _check_header(header: Any, manifest: Manifest, segment: Segment) -> None:
             expected=f"a counter of 1 and a weight in [{least:g}, {manifest.privacy.max_weight}]",
             got="others",
         )
+    if manifest.metrics[-len(COMPARISON) :] == COMPARISON:
+        compared, difference, squared = (float(v) for v in header[-len(COMPARISON) :])
+        most = DIFFERENCE_LIMIT * DIFFERENCE_SCALE
+        if compared not in (0.0, 1.0) or abs(difference) > most or not 0.0 <= squared <= most**2:
+            raise UpdateRangeError("header", expected="a comparison within its limits", got="another")

@@ -41,6 +41,7 @@
     │   ├── RoundClosedError   round_closed          a stale round: closed before the report came
     │   └── AlreadyCountedError already_counted      a second report for one session
     ├── StateError             illegal_transition    a message that the state machine does not accept now
+    │   └── TaskStateError     task_state            a task that cannot do in its state what was asked
     ├── SecAggError            secagg                a secure sum that cannot go on
     │   ├── SecAggMessageError secagg_message        malformed, of another session, or not canonical
     │   ├── ThresholdError     secagg_threshold      fewer than t shares, or fewer than min_survivors parties
@@ -57,11 +58,13 @@
     ├── NotFoundError          not_found
     ├── StorageError           storage
     │   ├── StorageFullError   storage_full
+    │   ├── StorageLockedError storage_locked        another program writes into the database
     │   ├── BlobHashError      blob_hash             a stored or downloaded blob is not what its name says
     │   ├── LedgerBrokenError  ledger_broken         the chain of a device's ledger does not hold
     │   ├── StoreCorruptError  store_corrupt         an example store whose file is damaged
     │   └── StoreSealedError   store_sealed          an encrypted example store without its key, or a plain one
     ├── PortInUseError         port_in_use
+    ├── UnhealthyError         unhealthy             the storage does not answer, or no clock runs
     ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
     ├── NoReleaseError         no_release            a device that is asked for a model before it has one
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
@@ -128,8 +131,10 @@ __all__ = [
     "StateError",
     "StorageError",
     "StorageFullError",
+    "StorageLockedError",
     "StoreCorruptError",
     "StoreSealedError",
+    "TaskStateError",
     "ThresholdError",
     "TooFewExamplesError",
     "TooLargeError",
@@ -137,6 +142,7 @@ __all__ = [
     "TrainingError",
     "TransportError",
     "UnauthorizedError",
+    "UnhealthyError",
     "UnsupportedPrimitiveError",
     "UpdateError",
     "UpdateFormatError",
@@ -432,6 +438,12 @@ class StateError(CoveyError):
     http_status = 409
 
 
+class TaskStateError(StateError):
+    """A task that cannot do in its present state what was asked."""
+
+    code = "task_state"
+
+
 class SecAggError(CoveyError):
     """A secure sum that cannot go on."""
 
@@ -539,6 +551,13 @@ class StorageFullError(StorageError):
     http_status = 507
 
 
+class StorageLockedError(StorageError):
+    """A database into which another program writes for too long."""
+
+    code = "storage_locked"
+    http_status = 503
+
+
 class BlobHashError(StorageError):
     """A stored or downloaded blob that is not what its name says."""
 
@@ -574,6 +593,13 @@ class NoReleaseError(CoveyError):
     """A device that is asked for a prediction before it has a release."""
 
     code = "no_release"
+
+
+class UnhealthyError(CoveyError):
+    """A server that cannot do its work: its storage does not answer, or the clock of its rounds stands still."""
+
+    code = "unhealthy"
+    http_status = 503
 
 
 class ReleaseRefusedError(CoveyError):

@@ -36,6 +36,7 @@ __all__ = [
     "BlobRef",
     "Certified",
     "Certify",
+    "CandidateSummary",
     "CheckIn",
     "ComeBack",
     "Enroll",
@@ -47,6 +48,7 @@ __all__ = [
     "RoundSummary",
     "SECURE_STEPS",
     "Taken",
+    "TaskStatus",
     "decode_message",
     "encode_message",
     "error_from_body",
@@ -127,8 +129,8 @@ class Assignment(_Message, frozen=True, kw_only=True, omit_defaults=True):
         mode: ``plain`` or ``secure``; must be what the plan's privacy terms say.
         public_seed: 32 bytes in hex, the round's public randomness.
         report_within_s: when the round closes for this session.
-        task: which of the population's tasks this is.
-        kind: ``train``, or ``evaluate``: the model is measured on the device's examples and not changed.
+        task: name of the task within the population.
+        kind: ``train`` or ``evaluate``; must be what the plan's phase does.
     """
 
     session: str
@@ -203,7 +205,8 @@ class RoundSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
     ``status`` is ``committed`` or ``abandoned`` (then ``reason`` says why). ``lost`` devices were selected and not
     counted: they gave up, dropped out, or came after the round had closed. ``metrics`` are means over the cohort's
-    training examples, measured while it trained.
+    training examples, measured while it trained; of a round of kind ``evaluate``, over the examples that it evaluated
+    the checkpoint on. A row with the status ``rolled_back`` is a new version of the model: an earlier checkpoint.
     """
 
     round: int
@@ -217,10 +220,74 @@ class RoundSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
     bytes_up: int
     metrics: dict[str, float] = {}
     checkpoint: str = ""
+    task: str = ""
+    kind: str = "train"
+
+
+class TaskStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What an administrator is told of a task.
+
+    Attributes:
+        task: its name in the population.
+        kind: ``train`` or ``evaluate``.
+        state: ``created``, ``running``, ``paused``, ``completed`` or ``cancelled``.
+        plan: SHA-256 of its plan.
+        plan_task: what the plan calls its task.
+        mode: ``plain`` or ``secure``.
+        min_cohort: the fewest devices in a sum.
+        rounds: how many of its rounds are committed.
+        settings: how its rounds go and when they are due.
+        checkpoint: what an evaluation reads; empty: the newest.
+    """
+
+    task: str
+    kind: str
+    state: str
+    plan: str
+    plan_task: str
+    mode: str
+    min_cohort: int
+    rounds: int
+    settings: dict[str, Any]
+    checkpoint: str = ""
+
+
+class CandidateSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A checkpoint that stood for release, and what became of it: sums over devices, nothing of any device.
+
+    Attributes:
+        round: the committed round whose checkpoint it is.
+        task: the task whose round it is.
+        checkpoint: its SHA-256.
+        cohort: how many devices were in that round's sum.
+        status: ``pending``, ``promoted`` or ``refused``.
+        reason: a stable word where it was refused (docs/releases.md).
+        version: of the release, where it was promoted.
+        compared: how many devices compared it with the release before it.
+        difference: the mean over devices, above 0 where the candidate is worse.
+        limit: the one-sided upper confidence limit of that mean.
+        decided_at: seconds since 1970.
+    """
+
+    round: int
+    task: str = ""
+    checkpoint: str
+    cohort: int
+    status: str = "pending"
+    reason: str = ""
+    version: int = 0
+    compared: int = 0
+    difference: float = 0.0
+    limit: float = 0.0
+    decided_at: int = 0
 
 
 class PopulationStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """The public state of a population: where its newest checkpoint is, and the rounds after the one asked for."""
+    """The public state of a population: where its newest checkpoint is, and the rounds after the one asked for.
+
+    ``release`` is the version of the newest release, 0 before the first; ``releasing`` says ``on``, or why nothing is
+    released.
+    """
 
     population: str
     task: str
@@ -232,6 +299,8 @@ class PopulationStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
     mode: str
     min_cohort: int
     rounds: tuple[RoundSummary, ...] = ()
+    release: int = 0
+    releasing: str = ""
 
 
 M = TypeVar("M", bound=_Message)
