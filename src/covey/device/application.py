@@ -91,7 +91,7 @@ class Application:
                 policy,
                 ca_file=ca_file,
                 transport=transport,
-                may_train=self.may_train,
+                conditions=self._conditions,
                 on_event=self._noted,
             )
         except BaseException:
