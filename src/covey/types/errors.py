@@ -68,6 +68,7 @@
     ├── PortInUseError         port_in_use
     ├── UnhealthyError         unhealthy             the storage does not answer, or no clock runs
     ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
+    ├── NoReleaseError         no_release            a device that is asked for a model before it has one
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
         ├── ClipMissingError   privacy_no_clip       noise without a clip
         ├── DeltaError         privacy_delta         delta of 1/population or more
@@ -102,6 +103,7 @@ __all__ = [
     "LedgerBrokenError",
     "MissingExtraError",
     "NoiseError",
+    "NoReleaseError",
     "NotFoundError",
     "OverBudgetError",
     "ParityError",
@@ -601,6 +603,12 @@ class PortInUseError(CoveyError):
     """A port on which something else listens."""
 
     code = "port_in_use"
+
+
+class NoReleaseError(CoveyError):
+    """A device that is asked for a prediction before it has a release."""
+
+    code = "no_release"
 
 
 class UnhealthyError(CoveyError):
