@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 from device import world
 
-from covey.plans.signing import sign_plan
+from covey.plans.signing import public_key_pem, sign_plan
 from covey.server.aggregator import body_limits
+from covey.server.population import begin_population
+from covey.server.settings import RoundSettings, TaskSettings, encode_settings
 from covey.storage.interface import PopulationRecord
 from covey.storage.memory import MemoryStorage
 from covey.types.segments import HEADER
@@ -43,12 +45,26 @@ def body(contribution: dict[str, np.ndarray] | None = None) -> bytes:
     return encode_update([(name, contribution[name].tobytes()) for name in parts])
 
 
+TASK = "train"
+QUICK = RoundSettings(goal=2, over_selection=1.0, min_fraction=1.0, patience_s=0.0)
+
+
+def begin(storage, plan: bytes | None = None, rounds: RoundSettings = QUICK):
+    """Begin the population in ``storage`` with a training task; return the storage."""
+    data = world.plan_bytes() if plan is None else plan
+    begin_population(storage, POPULATION, data, "5160", world.checkpoint(), TaskSettings(rounds), TASK)
+    return storage
+
+
 def storage_with_population(**fields) -> tuple[MemoryStorage, PopulationRecord]:
-    storage = MemoryStorage()
-    plan, checkpoint = storage.put_blob(world.plan_bytes()), storage.put_blob(world.checkpoint())
-    record = PopulationRecord(POPULATION, plan, "5160", 0, checkpoint)
-    storage.create(record)
-    return storage, record
+    storage = begin(MemoryStorage())
+    return storage, storage.load(POPULATION)
+
+
+def set_rounds(storage, rounds: RoundSettings, **schedule) -> None:
+    """Give the population's first task other settings."""
+    task = storage.tasks(POPULATION)[0]
+    storage.change_task(POPULATION, task.name, task.state, encode_settings(TaskSettings(rounds, **schedule)))
 
 
 def write_directory(
@@ -67,6 +83,7 @@ def write_directory(
     (path / "plan.covey").write_bytes(data)
     (path / "plan.sig").write_text(sign_plan(world.OWNER, POPULATION, sha256_hex(data)).hex() + "\n")
     (path / "checkpoint.bin").write_bytes(world.checkpoint())
+    (path / "owner.pub").write_bytes(public_key_pem(world.OWNER.public_key()))
     (path / "server.toml").write_text(
         f'population = "{POPULATION}"\nport = {port}\n{extra}\n'
         f"[round]\ngoal = {goal}\nmin_fraction = {min_fraction}\n{rounds}\n"

@@ -10,6 +10,7 @@ from covey.server.messages import (
     Lost,
     OpenShard,
     ShardClosed,
+    WantDevices,
     selector_address,
 )
 from covey.server.settings import RoundSettings
@@ -27,16 +28,10 @@ class Rounds:
     def __init__(self, storage=None, num_shards=1, **fields):
         if storage is None:
             storage, _ = parts.storage_with_population()
+        parts.set_rounds(storage, dataclasses.replace(BASE, **fields))
         self.storage = storage
         self.num_tokens = 0
-        self.role = Coordinator(
-            storage.load(P),
-            parts.manifest(),
-            storage,
-            dataclasses.replace(BASE, **fields),
-            new_token=self.token,
-            num_shards=num_shards,
-        )
+        self.role = Coordinator(P, storage, new_token=self.token, num_shards=num_shards)
 
     def token(self):
         self.num_tokens += 1
@@ -44,7 +39,7 @@ class Rounds:
 
     @property
     def attempt(self):
-        return self.role._attempt.name
+        return self.role._round.name
 
     @property
     def rounds(self):
@@ -61,6 +56,8 @@ class Rounds:
     def select(self, count=6, now_s=0.0):
         """Grant the wish; return the sessions of each shard."""
         out = self.send(DevicesSelected(self.attempt, tuple(f"t{i}" for i in range(count))), now_s)
+        self.gathering = [e.message for e in out if isinstance(e.message, WantDevices)]
+        out = [e for e in out if not isinstance(e.message, WantDevices)]
         opened = [e for e in out if isinstance(e.message, OpenShard)]
         assert out[: len(opened)] == opened  # room is made before any device hears of its session
         return [e.message.sessions for e in opened], [(e.to, e.message.message) for e in out[len(opened) :]]

@@ -22,7 +22,7 @@ from covey.server.messages import (
 from covey.storage.memory import MemoryStorage
 from covey.types.errors import LayoutError, NotFoundError, StorageFullError
 from covey.types.segments import HEADER, SegmentSum
-from covey.types.tensors import sha256_hex, unpack_tensors
+from covey.types.tensors import unpack_tensors
 
 from . import parts
 from .rounds import P, Rounds, reason
@@ -42,12 +42,13 @@ def test_every_selected_device_gets_a_session_of_its_own():
     ((*sessions,),), answers = rounds.select(6)
     assert [to for to, _ in answers] == [device_address(f"t{i}") for i in range(6)]
     assert [m.session for _, m in answers] == sessions and len(set(sessions)) == 6
-    record = rounds.storage.load(P)
+    record, task = rounds.storage.load(P), rounds.storage.tasks(P)[0]
     for _, m in answers:
+        assert (m.task, m.kind) == ("train", "train")
         assert (m.round, m.phase, m.mode, m.shared, m.hyper) == (1, 0, "plain", None, {"lr": 0.25})
-        assert (m.plan.sha256, m.checkpoint.sha256, m.signature) == (record.plan, record.checkpoint, "5160")
+        assert (m.plan.sha256, m.checkpoint.sha256, m.signature) == (task.plan, record.checkpoint, "5160")
         assert (m.plan.num_bytes, m.checkpoint.num_bytes) == (len(world.plan_bytes()), len(world.checkpoint()))
-        assert (m.plan.path, m.checkpoint.path) == (f"/v1/plans/{record.plan}", f"/v1/checkpoints/{record.checkpoint}")
+        assert (m.plan.path, m.checkpoint.path) == (f"/v1/plans/{task.plan}", f"/v1/checkpoints/{record.checkpoint}")
         assert m.report_within_s == 60.0 and len(bytes.fromhex(m.public_seed)) == 32
     assert rounds.role.state is REPORTING and rounds.role.next_deadline_s() == 60.0
 
@@ -59,7 +60,7 @@ def test_a_round_commits_at_its_goal():
     rounds.send(BytesServed(1000), 2.0)
     assert rounds.count(3, 3.0) == [] and rounds.lose() == []
     (envelope,) = rounds.count(1, 4.0)
-    assert envelope.to == aggregator_address(P, 0) and envelope.message == CloseShard("token1")
+    assert envelope.to == aggregator_address(P, "train", 0) and envelope.message == CloseShard("token1")
     assert rounds.role.state is CLOSING and rounds.role.next_deadline_s() is None
     (envelope,) = rounds.send(ShardClosed("token1", rounds.shard_sum(range(4))), 5.0)
     assert isinstance(envelope.message, WantDevices) and envelope.message.attempt != "token1"
@@ -117,7 +118,7 @@ def test_at_the_deadline_too_few_reports_abandon():
     rounds.select(now_s=10.0)
     rounds.count(2, 20.0)
     (envelope,) = rounds.role.tick(70.0)
-    assert envelope.to == aggregator_address(P, 0) and envelope.message == DiscardShard("token1")
+    assert envelope.to == aggregator_address(P, "train", 0) and envelope.message == DiscardShard("token1")
     assert reason(rounds) == "too_few_reports"
     assert (rounds.rounds[0].selected, rounds.rounds[0].reported, rounds.rounds[0].lost) == (6, 2, 4)
 
@@ -185,9 +186,11 @@ def test_messages_of_an_ended_attempt_are_ignored(message):
     rounds.start()
     rounds.round()
     rounds.select(now_s=1.0)
-    before = dataclasses.replace(rounds.role._attempt)
-    assert rounds.send(message, 2.0) == []
-    assert rounds.role._attempt == before and rounds.role.state is REPORTING and rounds.role.round == 1
+    before = dataclasses.replace(rounds.role._round.tally)
+    out = rounds.send(message, 2.0)
+    # Devices that were selected for a round that is over are sent away: nobody waits for an answer that never comes.
+    assert [e.message.message.reason for e in out] == ["between_rounds"] * isinstance(message, DevicesSelected)
+    assert rounds.role._round.tally == before and rounds.role.state is REPORTING and rounds.role.round == 1
 
 
 def test_between_rounds_nothing_is_expected():
@@ -195,7 +198,7 @@ def test_between_rounds_nothing_is_expected():
     rounds.start()
     assert rounds.round(now_s=1.0) == []
     assert rounds.role.next_deadline_s() == 6.0
-    for message in (Counted("token1", 1), Lost("token1", "late"), DevicesSelected("token1", ("t",)), BytesServed(9)):
+    for message in (Counted("token1", 1), Lost("token1", "late"), DevicesSelected("token1", ()), BytesServed(9)):
         assert rounds.send(message, 2.0) == []
     (envelope,) = rounds.role.tick(6.0)
     assert envelope.message.attempt != "token1"
@@ -208,7 +211,7 @@ def test_a_cohort_is_dealt_out_to_shards_and_their_sums_are_merged():
     assert [len(s) for s in shards] == [2, 2, 2]
     assert sorted(s for shard in shards for s in shard) == sorted(m.session for _, m in answers)
     out = rounds.count(4)
-    assert [e.to for e in out] == [aggregator_address(P, i) for i in range(3)]
+    assert [e.to for e in out] == [aggregator_address(P, "train", i) for i in range(3)]
     for seeds in ([3], []):
         assert rounds.send(ShardClosed("token1", rounds.shard_sum(seeds))) == []
     rounds.send(ShardClosed("token1", rounds.shard_sum([0, 2, 1])))
@@ -284,10 +287,8 @@ def test_a_coordinator_resumes_at_the_last_committed_round():
 
 
 def test_a_checkpoint_that_is_gone_is_noticed_at_the_start():
-    storage = MemoryStorage()
-    storage.put_blob(world.plan_bytes())
-    record = dataclasses.replace(parts.storage_with_population()[1], checkpoint=sha256_hex(b"gone"))
-    storage.create(record)
+    storage = parts.begin(MemoryStorage())
+    del storage._blobs[storage.load(P).checkpoint]
     with pytest.raises(NotFoundError):
         Rounds(storage)
 

@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+from device import world
 
 from covey.algorithms.algorithm import Algorithm, ServerPhase, ServerState
 from covey.server.messages import ShardClosed, WantDevices
+from covey.storage.interface import decode_named
+from covey.storage.memory import MemoryStorage
 from covey.types.tensors import unpack_tensors
 
 from . import parts
-from .rounds import Rounds, reason
+from .rounds import P, Rounds, reason
 
 
 def two_phases(settings):
@@ -22,10 +25,8 @@ def two_phases(settings):
 
 @pytest.fixture
 def two(monkeypatch):
-    manifest = parts.manifest()
-    fields = {f: getattr(manifest, f) for f in manifest.__struct_fields__}
-    monkeypatch.setattr("covey.server.coordinator.server_half", lambda name, settings: two_phases(settings))
-    monkeypatch.setattr(parts, "manifest", lambda: type(manifest)(**{**fields, "phases": manifest.phases * 2}))
+    monkeypatch.setattr("covey.server.work.server_half", lambda name, settings: two_phases(settings))
+    return parts.begin(MemoryStorage(), world.changed(world.plan(), phases=parts.manifest().phases * 2))
 
 
 def play_phase(rounds, phase):
@@ -36,18 +37,34 @@ def play_phase(rounds, phase):
 
 
 def test_a_round_of_two_phases_commits_after_the_second(two):
-    rounds = Rounds()
+    rounds = Rounds(two)
     rounds.start()
     (envelope,) = play_phase(rounds, 0)
     assert isinstance(envelope.message, WantDevices) and rounds.role.round == 0 and rounds.rounds == ()
     play_phase(rounds, 1)
     (row,) = rounds.rounds
     assert (rounds.role.round, row.selected, row.reported, row.bytes_up) == (1, 6, 4, 800)
-    assert Rounds(rounds.storage).role._server_state.extra["steps"].tolist() == [2.0]
+    stored = decode_named(rounds.storage.blob(rounds.storage.load(P).extra))
+    assert stored["steps"].tolist() == [2.0]
+    assert Rounds(rounds.storage).role._book.work("train")._committed.extra["steps"].tolist() == [2.0]
+
+
+def test_while_a_phase_reports_the_devices_of_the_next_one_are_gathered_for_the_same_attempt(two):
+    rounds = Rounds(two)
+    rounds.start()
+    rounds.select()
+    assert [(w.attempt, w.held) for w in rounds.gathering] == [("token1", True)]
+    assert rounds.count(1) == []  # once is enough
+    rounds.count(3)
+    (envelope,) = rounds.send(ShardClosed("token1", rounds.shard_sum(range(4))))
+    assert (envelope.message.attempt, envelope.message.held) == ("token1", False)
+    rounds.select()
+    (following,) = rounds.gathering
+    assert following.attempt != "token1" and following.held
 
 
 def test_a_second_phase_that_fails_takes_the_first_back(two):
-    rounds = Rounds()
+    rounds = Rounds(two)
     rounds.start()
     play_phase(rounds, 0)
     rounds.select()

@@ -14,10 +14,10 @@ from covey.privacy.accounting import epsilon
 from covey.privacy.contribution import contribute
 from covey.privacy.ledger import spent_by
 from covey.server.coordinator import Coordinator, CoordinatorState
-from covey.server.messages import CloseShard, Counted, DevicesSelected, ShardClosed
+from covey.server.messages import ChangeTask, CloseShard, Counted, DevicesSelected, Reply, ShardClosed, WantDevices
 from covey.server.private import PrivateSums
 from covey.server.settings import RoundSettings
-from covey.storage.interface import PopulationRecord, decode_named
+from covey.storage.interface import decode_named
 from covey.storage.memory import MemoryStorage
 from covey.types.errors import BudgetExhaustedError, SeededNoiseError, StorageFullError, UsageError
 from covey.types.segments import HEADER, SegmentSum
@@ -31,9 +31,7 @@ SETTINGS = RoundSettings(goal=10, over_selection=1.3, min_fraction=0.4)
 
 def stored(plan: bytes, storage=None):
     storage = MemoryStorage() if storage is None else storage
-    names = storage.put_blob(plan), storage.put_blob(world.checkpoint())
-    storage.create(PopulationRecord(P, names[0], "5160", 0, names[1]))
-    return storage
+    return parts.begin(storage, plan, SETTINGS)
 
 
 def total_of(sums: PrivateSums, manifest, updates, label=0):
@@ -52,7 +50,7 @@ def total_of(sums: PrivateSums, manifest, updates, label=0):
 
 def private_sums(plan: bytes, storage, **fields):
     manifest = unpack_plan(plan).manifest
-    return PrivateSums(storage.load(P), manifest, source(), **fields), manifest
+    return PrivateSums(storage.tasks(P)[0], manifest, source(), **fields), manifest
 
 
 def zeros(count):
@@ -156,7 +154,7 @@ def test_the_budget_spans_plans():
         sums.open(storage, total_of(sums, manifest, zeros(4)), 0, 1, "a")
     spent = epsilon(spent_by(storage.privacy_spent(P)), sums.mechanism.delta)
     assert 10 < spent <= 20
-    record = dataclasses.replace(storage.load(P), plan=storage.put_blob(second))
+    record = dataclasses.replace(storage.tasks(P)[0], plan=storage.put_blob(second))
     other = PrivateSums(record, unpack_plan(second).manifest, source())
     with pytest.raises(BudgetExhaustedError, match="spent already"):
         other.check_affordable(storage)
@@ -164,7 +162,7 @@ def test_the_budget_spans_plans():
 
 def test_seeded_noise_is_refused_outside_simulation():
     plan = private_plan("gaussian:clip=2,noise=1")
-    record, manifest = stored(plan).load(P), unpack_plan(plan).manifest
+    record, manifest = stored(plan).tasks(P)[0], unpack_plan(plan).manifest
     with pytest.raises(SeededNoiseError, match="server"):
         PrivateSums(record, manifest, source(private=False))
     PrivateSums(record, manifest, source(private=False), simulated=True)
@@ -172,20 +170,23 @@ def test_seeded_noise_is_refused_outside_simulation():
 
 def coordinator(plan, storage, **fields):
     tokens = iter(f"token{i}" for i in range(10_000))
-    settings = dataclasses.replace(SETTINGS, **fields)
-    manifest = unpack_plan(plan).manifest
-    return Coordinator(storage.load(P), manifest, storage, settings, new_token=lambda: next(tokens), noise=source())
+    parts.set_rounds(storage, dataclasses.replace(SETTINGS, **fields))
+    return Coordinator(P, storage, new_token=lambda: next(tokens), noise=source())
+
+
+def sums(role) -> PrivateSums:
+    return role._round.work._private
 
 
 def play(role, manifest, updates, label=0):
     """Play one round's devices and its shard; return the assignments."""
-    attempt = role._attempt.name
+    attempt = role._round.name
     out = role.receive(DevicesSelected(attempt, tuple(f"t{i}" for i in range(len(updates)))), 0.0)
     closing = [e for _ in updates for e in role.receive(Counted(attempt, 1), 0.0)]
-    assert {type(e.message) for e in closing} <= {CloseShard}
-    total = total_of(role._private, manifest, updates, label)
+    assert {type(e.message) for e in closing} <= {CloseShard, WantDevices}
+    total = total_of(sums(role), manifest, updates, label)
     role.receive(ShardClosed(attempt, total), 0.0)
-    return [e.message.message for e in out[1:]]
+    return [e.message.message for e in out if isinstance(e.message, Reply)]
 
 
 def test_rounds_carry_the_clip_and_a_restart_goes_on_with_it():
@@ -199,11 +200,11 @@ def test_rounds_carry_the_clip_and_a_restart_goes_on_with_it():
     assert role.round == 5 and len(storage.privacy_charges(P)) == 10  # the model and the count, each round
     assert storage.rounds(P)[-1].metrics == {}
     record = storage.load(P)
-    assert decode_named(storage.blob(record.extra))["privacy.clip"] == role._private.clip
+    assert decode_named(storage.blob(record.extra))["privacy.clip"] == sums(role).clip
     again = coordinator(plan, storage)
-    assert again._private.clip == role._private.clip > clips[-1]
     again.start(0.0)
-    assert play(again, manifest, long)[0].hyper["clip"] == role._private.clip
+    assert sums(again).clip == sums(role).clip > clips[-1]
+    assert play(again, manifest, long)[0].hyper["clip"] == sums(role).clip
 
 
 def test_a_stored_clip_stays_within_the_bounds_of_a_new_plan():
@@ -240,9 +241,25 @@ def test_an_exhausted_budget_stops_the_rounds_and_says_so():
     assert (last.status, last.reason, last.selected) == ("abandoned", "privacy_budget", 0)
     charged = len(storage.privacy_charges(P))
     assert charged == role.round > 0
-    with pytest.raises(BudgetExhaustedError, match="spent already"):
-        coordinator(plan, storage)  # a restart does not start either
-    assert len(storage.privacy_charges(P)) == charged
+    again = coordinator(plan, storage)
+    assert again.start(0.0) == [] and again.state is CoordinatorState.PAUSED  # a restart does not start either
+    (reply,) = again.receive(ChangeTask("ticket", parts.TASK, "resume"), 0.0)
+    assert isinstance(reply.message.message, BudgetExhaustedError) and "spent already" in str(reply.message.message)
+    assert storage.tasks(P)[0].state == "paused"
+    assert len(storage.privacy_charges(P)) == charged and len(storage.rounds(P)) == charged + 1
+
+
+def test_a_budget_that_was_spent_before_the_server_starts_pauses_the_task():
+    plan = private_plan("gaussian:clip=2,noise=1,budget=8")
+    storage, manifest = stored(plan), unpack_plan(plan).manifest
+    role = coordinator(plan, storage)
+    role.start(0.0)
+    while role.state is not CoordinatorState.PAUSED:
+        play(role, manifest, zeros(10))
+    storage.change_task(P, parts.TASK, "running", storage.tasks(P)[0].settings)  # as after a kill
+    again = coordinator(plan, storage)
+    assert again.start(0.0) == [] and storage.tasks(P)[0].state == "paused"
+    assert storage.rounds(P)[-1].reason == "privacy_budget"
 
 
 def test_the_settings_do_not_set_the_clip():

@@ -18,8 +18,9 @@ from device import world
 from covey.device.transport import HttpTransport
 from covey.server.config import load_config
 from covey.server.credentials import Credentials
+from covey.server.population import load_population
 from covey.server.run import serve
-from covey.server.service import Service, load_population
+from covey.server.service import Service
 from covey.storage.sqlite import SqliteStorage
 from covey.types.errors import PlanFormatError, PortInUseError, SessionUnknownError, UsageError
 from covey.wire.messages import CheckIn, ComeBack, Enroll
@@ -213,7 +214,7 @@ def test_a_population_keeps_the_plan_that_it_was_begun_with(directory):
     assert load_population(storage, directory, config) == record  # these begin a population; afterwards nobody asks
     storage.close()
     (directory / "plan.covey").write_bytes(world.plan_bytes("fedsgd"))
-    assert "a directory, of its own" in refuse(directory, UsageError, "the plan that it was begun with").hint
+    assert "a directory, of its own" in refuse(directory, UsageError, "task 'train' was begun with").hint
 
 
 def test_settings_that_cannot_work_with_the_plan_are_refused(tmp_path):
@@ -238,7 +239,8 @@ def test_a_directory_that_cannot_be_written(directory):
 def test_a_service_can_be_made_without_a_network(directory):
     storage = SqliteStorage(directory / "data")
     config = load_config(directory / "server.toml")
-    service = Service(load_population(storage, directory, config), storage, config, Credentials(os.urandom(32)))
+    load_population(storage, directory, config)
+    service = Service(storage, config, Credentials(os.urandom(32)))
     assert service.status(P, 0).state == "paused" and service.max_body_bytes == len(parts.body())
     storage.close()
     assert time.time() - service.now_s() < 60

@@ -14,7 +14,6 @@ from covey.device.agent import DeviceAgent
 from covey.device.home import DeviceHome
 from covey.device.pace import Pace
 from covey.device.transport import HttpTransport
-from covey.storage.interface import PopulationRecord
 from covey.storage.memory import MemoryStorage
 from covey.types.errors import CoveyError
 from covey.wire.messages import SECURE_STEPS
@@ -161,10 +160,7 @@ def test_a_signal_ends_the_server_at_once_whoever_waits_for_a_sum(directory, tmp
 
 
 def secure_storage():
-    storage = MemoryStorage()
-    plan, checkpoint = storage.put_blob(world.secure_plan_bytes()), storage.put_blob(world.checkpoint())
-    storage.create(PopulationRecord(P, plan, "5160", 0, checkpoint))
-    return storage
+    return parts.begin(MemoryStorage(), world.secure_plan_bytes())
 
 
 def in_memory(scenario, **options):

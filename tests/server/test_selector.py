@@ -14,6 +14,7 @@ from covey.server.messages import (
     DevicesSelected,
     Envelope,
     WantDevices,
+    WantNobody,
     coordinator_address,
     selector_address,
 )
@@ -29,8 +30,8 @@ def arrive(role, count, now_s=0.0, prefix="t"):
     return [e for i in range(count) for e in role.receive(DeviceArrived(f"{prefix}{i}"), now_s)]
 
 
-def want(attempt="a", count=4, at_least=2, patience_s=1.0, give_up_at_s=20.0):
-    return WantDevices(attempt, count, at_least, patience_s, give_up_at_s)
+def want(attempt="a", count=4, at_least=2, patience_s=1.0, give_up_at_s=20.0, held=False, expected_at_s=None):
+    return WantDevices(attempt, count, at_least, patience_s, give_up_at_s, held, expected_at_s)
 
 
 def selected(envelopes):
@@ -113,10 +114,65 @@ def test_a_device_whose_poll_ends_with_the_selection_is_selected():
     assert set(selected(role.tick(1.0))) == {"t0", "t1"}
 
 
-def test_above_max_waiting_devices_are_sent_away_at_once():
+def test_above_max_waiting_somebody_is_sent_away_at_once():
     role = selector(max_waiting=2)
-    assert sent_away(arrive(role, 4)) == ["t2", "t3"]
-    assert role.num_waiting == 2
+    away = sent_away(arrive(role, 4))
+    assert len(set(away)) == 2 and role.num_waiting == 2
+
+
+def test_whoever_comes_is_equally_likely_to_be_among_those_who_wait():
+    stayed = Counter()
+    trials, num, room = 4000, 10, 3
+    for seed in range(trials):
+        role = selector(seed, max_waiting=room)
+        arrive(role, num)
+        stayed.update(selected(role.receive(want(count=room, at_least=room), 0.0)))
+    wanted = trials * room / num
+    spread = (trials * room / num * (1 - room / num)) ** 0.5  # of a binomial count
+    assert len(stayed) == num and all(abs(n - wanted) < 5 * spread for n in stayed.values())
+
+
+def test_after_a_selection_those_who_come_compete_with_those_who_stayed_only():
+    role = selector(max_waiting=4)
+    arrive(role, 4)
+    selected(role.receive(want(count=2, at_least=2), 0.0))
+    assert role._num_came == role.num_waiting == 2
+    assert arrive(role, 2, prefix="new") == [] and role.num_waiting == 4
+
+
+# While a round reports, the next one's devices are gathered
+
+
+def test_a_held_wish_is_granted_once_it_is_wanted():
+    role = selector()
+    assert role.receive(want(count=2, held=True), 0.0) == []
+    assert arrive(role, 4) == [] and role.num_waiting == 4
+    assert role.next_deadline_s() == 10.0 and role.tick(9.0) == []  # the polls end, and nothing else is due
+    assert len(selected(role.receive(want(count=2), 9.0))) == 2
+
+
+def test_a_poll_that_ends_while_a_round_reports_says_so():
+    role = selector()
+    role.receive(want(count=9, held=True), 0.0)
+    arrive(role, 2)
+    assert sent_away(role.tick(10.0), "between_rounds") == ["t0", "t1"]
+
+
+def test_with_devices_enough_and_the_next_round_far_away_nobody_is_held_in_vain():
+    role = selector(poll_s=10.0)
+    role.receive(want(count=2, held=True, expected_at_s=100.0), 0.0)
+    assert arrive(role, 2) == []
+    assert sent_away(arrive(role, 3, 50.0, "early"), "between_rounds") == ["early0", "early1", "early2"]
+    assert arrive(role, 1, 90.0, "in_time") == []  # its poll lasts until then
+
+
+def test_a_wish_that_is_taken_back_selects_nobody():
+    role = selector()
+    arrive(role, 1)
+    role.receive(want("a", count=2), 0.0)
+    assert role.receive(WantNobody("another"), 0.0) == []
+    assert role.next_deadline_s() == 10.0 and role.receive(WantNobody("a"), 0.0) == []
+    assert arrive(role, 3, prefix="late") == [] and role.num_waiting == 4
 
 
 def test_a_device_that_hung_up_is_not_selected():
@@ -240,7 +296,7 @@ def test_an_engine_delivers_until_all_is_quiet():
 
 
 def test_an_engine_returns_in_order_what_it_has_no_role_for():
-    out = [Envelope("device/1", 1), Envelope("aggregator/p/0", 2), Envelope("device/2", 3)]
+    out = [Envelope("device/1", 1), Envelope("aggregator/p/t/0", 2), Envelope("device/2", 3)]
     assert Engine({"a": Echo("a")}).deliver(out, 0.0) == out
 
 

@@ -1,11 +1,21 @@
 """How a round goes: what the settings mean, and which of them cannot work."""
 
+import dataclasses
+
 import pytest
 
-from covey.server.settings import RoundSettings
+from covey.server.settings import (
+    RoundSettings,
+    TaskSettings,
+    check_schedule,
+    check_settings,
+    decode_settings,
+    encode_settings,
+)
 from covey.types.errors import UsageError
 
-from .rounds import Rounds
+from . import parts
+from .rounds import BASE
 
 
 @pytest.mark.parametrize(
@@ -43,4 +53,27 @@ def test_over_selection_and_the_least_are_rounded_up(goal, over_selection, fract
 )
 def test_settings_that_cannot_work_are_refused(fields, where):
     with pytest.raises(UsageError, match=where):
-        Rounds(**fields)
+        check_settings(dataclasses.replace(BASE, **fields), parts.manifest())
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"every": 0}, "every"),
+        ({"start_at": -1.0}, "start_at"),
+        ({"until": float("inf")}, "until"),
+        ({"start_at": 20.0, "until": 10.0}, "a time after start_at"),
+    ],
+)
+def test_schedules_that_cannot_be_kept_are_refused(fields, where):
+    with pytest.raises(UsageError, match=where):
+        check_schedule(TaskSettings(BASE, **fields))
+
+
+def test_settings_come_back_from_storage_and_newer_ones_may_have_more():
+    settings = TaskSettings(dataclasses.replace(BASE, hyper={"lr": 0.5}), every=7, start_at=1.5, until=9.0)
+    assert decode_settings(encode_settings(settings)) == settings
+    assert decode_settings(encode_settings(settings)[:-1] + b',"later":1}') == settings
+    for bad in (b"", b"{}", b'{"round":{"goal":"many"}}'):
+        with pytest.raises(UsageError, match="the settings of a task"):
+            decode_settings(bad)

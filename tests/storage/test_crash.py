@@ -43,7 +43,8 @@ def check(path: Path) -> int:
         assert storage.blob(record.extra) == b"extra %d" % n
     else:
         assert storage.blob(record.checkpoint) == b"checkpoint 0"
-    assert storage.blob(record.plan) == b"plan"
+    (task,) = storage.tasks("p")
+    assert (task.rounds, task.version) == ((n, n) if n else (0, -1)) and storage.blob(task.plan) == b"plan"
     assert not list((path / "blobs").glob(".partial-*"))
     storage.close()
     return n

@@ -7,26 +7,9 @@ import sys
 
 import pytest
 
-from covey.storage import sqlite
 from covey.storage.sqlite import SqliteStorage
-from covey.testing.storage import begin, charge_of, summary_of
+from covey.testing.storage import begin, charge_of
 from covey.types.errors import StorageError
-
-
-def test_an_older_directory_gains_a_ledger_and_keeps_the_rest(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(sqlite, "_SCHEMA_VERSION", 1)
-        patch.setattr(sqlite, "_STEPS", sqlite._STEPS[:1])
-        old = SqliteStorage(tmp_path)
-        begin(old)
-        old.commit_round("p", summary_of(1), b"checkpoint", b"")
-        old.close()
-    new = SqliteStorage(tmp_path)
-    assert new.rounds("p") == (summary_of(1),)
-    assert new.privacy_charges("p") == ()
-    new.charge_privacy("p", [charge_of(2)], lambda spent: None)
-    new.close()
-    assert SqliteStorage(tmp_path).privacy_charges("p") == (charge_of(2),)
 
 
 @pytest.mark.parametrize("statement", ["DELETE FROM privacy_charge", "UPDATE privacy_charge SET times = times - 1"])

@@ -35,9 +35,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         population: whom this server serves.
         host: the address to listen on.
         port: the port; 0 takes a free one.
-        plan: the plan's archive.
+        task: the name of the task that this file configures.
+        plan: the archive of its plan; empty: tasks come by ``covey task create`` only.
         signature: the owner's signature over it, hex, a text file.
         checkpoint: the first checkpoint, packed tensors.
+        owner_key: the owner's public key, PEM: plans that it did not sign are refused.
         poll_s: how long a check-in is held open.
         retry_s: when a device that was not needed shall come back.
         max_waiting: how many devices may wait at once.
@@ -56,9 +58,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     population: str
     host: str = "127.0.0.1"
     port: int = 8443
+    task: str = "train"
     plan: str = "plan.covey"
     signature: str = "plan.sig"
     checkpoint: str = "checkpoint.bin"
+    owner_key: str = "owner.pub"
     poll_s: float = 25.0
     retry_s: float = 1.0
     max_waiting: int = 10_000

@@ -1,56 +1,44 @@
-"""The coordinator: one per population. It opens rounds, watches their deadlines, and commits (1902.01046, section 4.2).
+"""The coordinator: one per population. It runs one round after another (1902.01046, section 4.2), each for one task.
 
-::
-
-    selecting -> reporting -> closing -> committed | abandoned(reason)
-
-A round asks the selector for ``goal * over_selection`` devices, closes when ``goal`` of them have reported or, at the
-deadline, when at least ``goal * min_fraction`` have; otherwise it is abandoned with a reason. Whatever happens, the
-next round starts from the last committed checkpoint.
+While a round reports, the next one's devices are gathered already: the selector is told of the wish, and grants it once
+the new checkpoint exists. Whatever happens to a round, the next one starts from the last committed checkpoint.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-import msgspec
-
-from covey.algorithms.algorithm import Aggregate, ServerState
-from covey.algorithms.registry import server_half
 from covey.plans.manifest import Manifest
 from covey.privacy.randomness import Randomness
 from covey.server.messages import (
     BytesServed,
-    CloseShard,
-    Counted,
+    ChangeTask,
+    CreateTask,
     DevicesSelected,
-    DiscardShard,
     Envelope,
-    Lost,
-    OpenShard,
     Reply,
-    ShardClosed,
-    WantDevices,
-    aggregator_address,
+    WantNobody,
     device_address,
-    public_seed,
     selector_address,
 )
-from covey.server.opening import opened_reals
-from covey.server.private import PrivateSums
-from covey.server.settings import RoundSettings, check_settings
-from covey.storage.interface import PopulationRecord, Storage, decode_named, encode_named
-from covey.types.errors import BudgetExhaustedError, CoveyError, LayoutError
-from covey.types.segments import SegmentSum
-from covey.types.tensors import pack_tensors, sha256_hex, unpack_tensors
-from covey.wire.messages import Assignment, BlobRef, RoundSummary
+from covey.server.round import Round, RoundState, send_away, wish
+from covey.server.settings import RoundSettings, TaskSettings
+from covey.server.taskbook import TaskBook
+from covey.server.tasks import Action, Task, TaskState, after, status_of
+from covey.server.work import plan_ref
+from covey.storage.interface import Storage
+from covey.types.errors import BudgetExhaustedError, CoveyError, NotFoundError, StorageError
+from covey.wire.messages import BlobRef, RoundSummary, TaskStatus
 
 __all__ = ["Coordinator", "CoordinatorState", "RoundSettings"]
 
+_PAUSE_AFTER_FAILURE_S = 1.0
+"""A round that fails at once must not be tried again in a tight loop."""
+
 
 class CoordinatorState(Enum):
-    """Where the population's present round stands."""
+    """Where a population stands; paused, while no task has a round to come."""
 
     PAUSED = "paused"
     BETWEEN_ROUNDS = "between_rounds"
@@ -59,322 +47,316 @@ class CoordinatorState(Enum):
     CLOSING = "closing"
 
 
-@dataclass(slots=True)
-class _Attempt:
-    """One attempt at a round."""
-
-    name: str
-    started_s: float
-    deadline_s: float
-    phase: int = 0
-    selected: int = 0
-    counted: int = 0
-    lost: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    shards: tuple[int, ...] = ()
-    sums: list[SegmentSum] = field(default_factory=list)
-    reason: str = ""
+_OF_ROUND = {
+    RoundState.SELECTING: CoordinatorState.SELECTING,
+    RoundState.REPORTING: CoordinatorState.REPORTING,
+    RoundState.CLOSING: CoordinatorState.CLOSING,
+}
 
 
 class Coordinator:
-    """One population's rounds. Law: every session is counted, lost, or still open, and a round ends exactly once."""
+    """One population's rounds. Law: at most one round is under way, and every one that began gets its row."""
 
     def __init__(
         self,
-        record: PopulationRecord,
-        manifest: Manifest,
+        population: str,
         storage: Storage,
-        settings: RoundSettings,
         *,
         new_token: Callable[[], str],
         num_shards: int = 1,
         noise: Randomness | None = None,
         simulated: bool = False,
     ) -> None:
-        """Resume at the last committed round; :meth:`start` begins.
+        """Take up tasks and model where the storage has them; :meth:`start` begins.
 
         Args:
-            record: where the population stands in ``storage``.
-            manifest: its plan's.
+            population: one that was created.
             storage: where rounds are committed.
-            settings: how a round goes.
             new_token: unguessable names for attempts and sessions; seeded only in a simulation.
             num_shards: how many aggregators share a cohort.
             noise: for plans with differential privacy; outside a simulation from a seed of the operating system.
             simulated: whether seeded noise is accepted.
 
         Raises:
-            UsageError: settings that cannot work with the plan.
-            PrivacyError: noise that cannot be; BudgetExhaustedError where the population has spent what it may.
+            UsageError: a running task's settings that cannot work with its plan.
+            PrivacyError: noise that cannot be.
+            NotFoundError: a plan or a checkpoint that is not there.
         """
-        check_settings(settings, manifest)
-        self.population = record.population
-        self.round = record.round
-        self.state = CoordinatorState.PAUSED
-        self.summaries = len(storage.rounds(record.population))
-        self._record = record
-        self._manifest = manifest
+        self.population = population
+        self.summaries = len(storage.rounds(population))
+        self.expected_at_s: float | None = None
         self._storage = storage
         self._new_token = new_token
         self._num_shards = num_shards
-        self._algorithm = server_half(manifest.algorithm.name, manifest.algorithm.settings)
-        params = unpack_tensors(manifest.params, storage.blob(record.checkpoint))
-        self._settings = settings
-        first = self._algorithm.init(params)
-        extra = decode_named(storage.blob(record.extra)) if record.extra else first.extra
-        self._private: PrivateSums | None = None
-        if manifest.privacy.noise is not None:
-            self._private = PrivateSums(record, manifest, noise, simulated=simulated)
-            extra = self._private.begin(storage, settings.hyper, extra)
-        self._server_state = ServerState(params, extra)
-        self._next_state = self._server_state
-        self._plan = BlobRef(
-            sha256=record.plan, num_bytes=len(storage.blob(record.plan)), path=f"/v1/plans/{record.plan}"
-        )
-        self._checkpoint = _checkpoint_ref(storage.blob(record.checkpoint))
-        self._attempt: _Attempt | None = None
-        self._resume_at_s = 0.0
+        self._book = TaskBook(population, storage, noise=noise, simulated=simulated)
+        self._round: Round | None = None
+        self._following: tuple[str, str] | None = None  # the next round's task, and the name of its attempt
+        self._gathering: tuple[str, int] | None = None  # the attempt and phase whose followers are gathered
+        self._tried: dict[str, int] = {}
+        self._lasted_s: dict[str, float] = {}
+        self._resume_at_s: float | None = None
+        self._wake_after_s = 0.0
+        for task in self._book.tasks:
+            if task.state is TaskState.RUNNING:
+                with contextlib.suppress(BudgetExhaustedError):  # its first round says so, and the others are served
+                    self._book.work(task.name)
+
+    # What there is to see
 
     @property
-    def plan(self) -> BlobRef:
-        """The plan that devices execute."""
-        return self._plan
+    def round(self) -> int:
+        """The newest version of the model."""
+        return self._book.version
 
     @property
     def checkpoint(self) -> BlobRef:
-        """The last committed checkpoint."""
-        return self._checkpoint
+        """The newest version of the model."""
+        return self._book.checkpoint
+
+    @property
+    def state(self) -> CoordinatorState:
+        """Where the population stands."""
+        if self._round is not None:
+            return _OF_ROUND[self._round.state]
+        return CoordinatorState.PAUSED if self._resume_at_s is None else CoordinatorState.BETWEEN_ROUNDS
 
     @property
     def finished(self) -> bool:
-        """Whether the wanted number of rounds is committed."""
-        return 0 < self._settings.max_rounds <= self.round
+        """Whether no task is live any more."""
+        return not any(task.state.live for task in self._book.tasks)
+
+    @property
+    def training(self) -> Task | None:
+        """The task that moves the model; where none is live, the last that did."""
+        return self._book.training
+
+    def tasks(self) -> tuple[TaskStatus, ...]:
+        """Return every task, in the order of their creation."""
+        return tuple(status_of(task, self.manifest(task.name)) for task in self._book.tasks)
+
+    def manifest(self, name: str) -> Manifest:
+        """Return the manifest of a task's plan. Raises NotFoundError."""
+        return self._book.manifest(name)
+
+    def settings(self, name: str) -> TaskSettings:
+        """Return a task's settings. Raises NotFoundError."""
+        return self._book.task(name).settings
+
+    def plan(self, name: str) -> BlobRef:
+        """Return the plan that a task's devices execute. Raises NotFoundError."""
+        return plan_ref(self._book.task(name), self._storage)
+
+    # Messages and time
 
     def start(self, now_s: float) -> list[Envelope]:
-        """Begin the first round, unless all wanted rounds are already committed."""
-        if self.finished:
-            return []
-        self.state, self._resume_at_s = CoordinatorState.BETWEEN_ROUNDS, now_s
-        return self._begin(now_s)
-
-    def receive(self, message: Any, now_s: float) -> list[Envelope]:
-        """Take DevicesSelected, Counted, Lost, ShardClosed or BytesServed."""
-        attempt = self._attempt
-        if isinstance(message, BytesServed):
-            if attempt is not None:
-                attempt.bytes_down += message.num_bytes
-            return []
-        if attempt is None or message.attempt != attempt.name:
-            return []  # of a round that ended
-        match message:
-            case DevicesSelected(tickets=tickets):
-                return self._configure(attempt, tickets, now_s)
-            case Counted(bytes_up=num_bytes):
-                attempt.counted += 1
-                attempt.bytes_up += num_bytes
-                return self._progress(attempt, now_s)
-            case Lost():
-                attempt.lost += 1
-                return self._progress(attempt, now_s)
-            case ShardClosed(total=total, bytes_up=num_bytes, reason=reason):
-                attempt.sums.append(total)
-                attempt.bytes_up += num_bytes
-                attempt.reason = attempt.reason or reason
-                return self._apply(attempt, now_s) if len(attempt.sums) == len(attempt.shards) else []
-        raise AssertionError(f"the coordinator does not take {type(message).__name__}")
-
-    def next_deadline_s(self) -> float | None:
-        """Return when a round begins or its reports are due."""
-        if self.state is CoordinatorState.BETWEEN_ROUNDS:
-            return self._resume_at_s
-        if self.state is CoordinatorState.REPORTING:
-            assert self._attempt is not None
-            return self._attempt.deadline_s
-        return None
-
-    def tick(self, now_s: float) -> list[Envelope]:
-        """Begin a round, or end one whose deadline has passed."""
-        if self.state is CoordinatorState.BETWEEN_ROUNDS and now_s >= self._resume_at_s:
-            return self._begin(now_s)
-        attempt = self._attempt
-        if self.state is not CoordinatorState.REPORTING or attempt is None or now_s < attempt.deadline_s:
-            return []
-        if attempt.counted >= self._settings.at_least:
-            return self._close(attempt, now_s)
-        return self._abandon(attempt, "too_few_reports", now_s)
-
-    def _begin(self, now_s: float) -> list[Envelope]:
-        if self._private is not None and not self._private.affordable(self._storage):
-            # Nobody trains for a sum that may not be opened; the last row says why nothing follows.
-            row = self._summary(_Attempt("", now_s, 0.0), "abandoned", BudgetExhaustedError.code, now_s, {}, "")
-            self._storage.add_summary(self.population, row)
-            self.summaries += 1
-            self._attempt, self.state = None, CoordinatorState.PAUSED
-            return []
-        self._next_state = self._server_state
-        return self._select(_Attempt(self._new_token(), now_s, 0.0), now_s)
-
-    def _select(self, attempt: _Attempt, now_s: float) -> list[Envelope]:
-        settings = self._settings
-        self._attempt, self.state = attempt, CoordinatorState.SELECTING
-        wanted = WantDevices(
-            attempt.name,
-            settings.num_selected,
-            settings.goal,
-            settings.patience_s,
-            now_s + settings.selection_timeout_s,
-        )
-        return [Envelope(selector_address(self.population), wanted)]
-
-    def _configure(self, attempt: _Attempt, tickets: tuple[str, ...], now_s: float) -> list[Envelope]:
-        if not tickets:
-            return self._abandon(attempt, "too_few_devices", now_s)
-        shared = self._algorithm.phases[attempt.phase].shared(self._next_state)
-        shared_ref = None
-        if shared:
-            data = pack_tensors(shared, self._manifest.phases[attempt.phase].shared)
-            shared_ref = _checkpoint_ref(data)
-            self._storage.put_blob(data)
-        sessions = [self._new_token() for _ in tickets]
-        attempt.selected += len(tickets)
-        attempt.shards = tuple(range(min(self._num_shards, len(tickets))))
-        attempt.deadline_s = now_s + self._settings.report_timeout_s
-        self.state = CoordinatorState.REPORTING
-        offer = Assignment(
-            session="",
-            round=self.round + 1,
-            phase=attempt.phase,
-            plan=self._plan,
-            signature=self._record.signature,
-            checkpoint=self._checkpoint,
-            shared=shared_ref,
-            hyper=dict(self._private.hyper(self._settings.hyper) if self._private else self._settings.hyper),
-            mode=self._manifest.privacy.mode,
-            public_seed=public_seed(attempt.name),
-            report_within_s=self._settings.report_timeout_s,
-        )
-        # Aggregators first: a report must never overtake the message that makes room for it.
-        out = [
-            Envelope(
-                aggregator_address(self.population, i),
-                OpenShard(attempt.name, attempt.phase, tuple(sessions[i :: len(attempt.shards)]), offer),
-            )
-            for i in attempt.shards
-        ]
-        for ticket, session in zip(tickets, sessions, strict=True):
-            out.append(Envelope(device_address(ticket), Reply(msgspec.structs.replace(offer, session=session))))
-        return out
-
-    def _progress(self, attempt: _Attempt, now_s: float) -> list[Envelope]:
-        if self.state is not CoordinatorState.REPORTING:
-            return []
-        still_open = attempt.selected - attempt.counted - attempt.lost
-        if attempt.counted >= self._settings.goal or (still_open == 0 and attempt.counted >= self._settings.at_least):
-            return self._close(attempt, now_s)
-        if attempt.counted + still_open < self._settings.at_least:
-            return self._abandon(attempt, "too_many_lost", now_s)
-        return []
-
-    def _close(self, attempt: _Attempt, now_s: float) -> list[Envelope]:
-        if self._private is not None and self._manifest.privacy.mode == "secure":
-            try:  # the aggregators take the masks off: what they will open is paid for first
-                self._private.charge(self._storage, attempt.phase, self.round + 1, attempt.name)
-            except CoveyError as error:
-                return self._abandon(attempt, error.code, now_s)
-        self.state = CoordinatorState.CLOSING
-        return [Envelope(aggregator_address(self.population, i), CloseShard(attempt.name)) for i in attempt.shards]
-
-    def _apply(self, attempt: _Attempt, now_s: float) -> list[Envelope]:
-        """Open the sum, apply it, and commit, or go on with the algorithm's next phase."""
-        try:
-            total, *others = attempt.sums
-            for other in others:
-                total.merge(other)
-            attempt.counted = total.num_folded  # of a secure cohort, some may have dropped out after they were ready
-            if not total.num_folded and attempt.reason:
-                return self._abandon(attempt, attempt.reason, now_s)
-            smallest = self._manifest.privacy.min_cohort
-            if total.num_folded < smallest:
-                raise LayoutError("sum", expected=f"at least {smallest} devices", got=str(total.num_folded))
-            aggregate = self._open(total, attempt)
-            self._next_state = self._algorithm.phases[attempt.phase].apply(self._next_state, aggregate)
-            if attempt.phase + 1 < len(self._algorithm.phases):
-                attempt.phase, attempt.sums = attempt.phase + 1, []
-                attempt.counted = attempt.lost = attempt.selected = 0
-                return self._select(attempt, now_s)
-            self._commit(attempt, aggregate.means(), now_s)
-        except CoveyError as error:
-            return self._abandon(attempt, error.code, now_s)
+        """Begin the first round, where a task has one."""
+        self._wake_tasks(now_s)
         return self._next_round(now_s)
 
-    def _open(self, total: SegmentSum, attempt: _Attempt) -> Aggregate:
-        if self._private is not None:
-            if self._manifest.privacy.mode == "secure":  # charged when the shards were closed
-                return self._private.read(total, attempt.phase)
-            return self._private.open(self._storage, total, attempt.phase, self.round + 1, attempt.name)
-        reals = opened_reals(self._manifest, attempt.phase, total, public_seed(attempt.name))
-        aggregate = Aggregate.opened(total, self._manifest.phases[attempt.phase], self._manifest.metrics, reals)
-        total.clear()
-        return aggregate
+    def receive(self, message: Any, now_s: float) -> list[Envelope]:
+        """Take CreateTask, ChangeTask and BytesServed, and what :class:`Round` takes."""
+        current = self._round
+        match message:
+            case CreateTask() | ChangeTask():
+                return self._administer(message, now_s)
+            case BytesServed(num_bytes=num_bytes):
+                if current is not None:
+                    current.tally.bytes_down += num_bytes
+                return []
+        if current is None or message.attempt != current.name:  # of a round that ended
+            return send_away(message.tickets) if isinstance(message, DevicesSelected) else []
+        return self._after_step(current, current.receive(message, now_s), now_s)
 
-    def _commit(self, attempt: _Attempt, means: Mapping[str, float], now_s: float) -> None:
-        params = pack_tensors(self._next_state.params, self._manifest.params)
-        checkpoint = _checkpoint_ref(params)
-        summary = self._summary(attempt, "committed", "", now_s, means, checkpoint.sha256)
-        extra = self._next_state.extra if self._private is None else self._private.state(self._next_state.extra)
-        self._storage.commit_round(self.population, summary, params, encode_named(extra))
-        self._server_state, self._checkpoint = self._next_state, checkpoint
-        self.round += 1
-        self.summaries += 1
+    def next_deadline_s(self) -> float | None:
+        """Return when a round begins, its reports are due, or a task starts or ends by itself."""
+        due = [max(at_s, self._wake_after_s) for t in self._sleeping() if (at_s := t.wakes_at_s()) is not None]
+        if self._round is None and self._resume_at_s is not None:
+            due.append(self._resume_at_s)
+        if self._round is not None and self._round.state is RoundState.REPORTING:
+            due.append(self._round.deadline_s)
+        return min(due, default=None)
 
-    def _abandon(self, attempt: _Attempt, reason: str, now_s: float) -> list[Envelope]:
-        out = [Envelope(aggregator_address(self.population, i), DiscardShard(attempt.name)) for i in attempt.shards]
-        summary = self._summary(attempt, "abandoned", reason, now_s, {}, "")
+    def tick(self, now_s: float) -> list[Envelope]:
+        """Do what is due."""
+        woken = self._wake_tasks(now_s)
+        if (current := self._round) is not None:
+            return self._after_step(current, current.tick(now_s), now_s)
+        if woken or (self._resume_at_s is not None and now_s >= self._resume_at_s):
+            return self._next_round(now_s)
+        return []
+
+    # Rounds
+
+    def _next_round(self, now_s: float, pause_s: float = 0.0) -> list[Envelope]:
+        """Begin the next round after a pause, or rest where no task has one."""
+        self._round = None
+        name = self._book.next_task(self._tried)
+        out = self._take_back_wish(unless_for=name)
+        if name is None:
+            self._resume_at_s = self.expected_at_s = None
+            return out
+        self._resume_at_s = self.expected_at_s = now_s + pause_s
+        return out if pause_s else out + self._begin(name, now_s)
+
+    def _begin(self, name: str, now_s: float) -> list[Envelope]:
         try:
-            self._storage.add_summary(self.population, summary)
-            self.summaries += 1
-        except CoveyError:
-            pass  # a full disk is often the very reason; the round's row is the lesser loss, and serving goes on
-        return out + self._next_round(now_s, failed=True)
+            work = self._book.work(name)
+            if not work.affordable():
+                raise BudgetExhaustedError("round", expected="a budget for one more sum", got="none")
+            attempt = self._following[1] if self._following is not None else self._new_token()
+            current = Round(work, self._storage, attempt, now_s, self._new_token, self._num_shards)
+            out = current.begin(now_s)
+        except CoveyError as error:
+            return self._cannot_begin(name, error, now_s)
+        self._tried[name] = self._book.version
+        self._round, self._following, self._resume_at_s, self.expected_at_s = current, None, None, None
+        return out
 
-    def _next_round(self, now_s: float, *, failed: bool = False) -> list[Envelope]:
-        self._attempt = None
-        if self.finished:
-            self.state = CoordinatorState.PAUSED
+    def _cannot_begin(self, name: str, error: CoveyError, now_s: float) -> list[Envelope]:
+        """Pause a task that cannot have a round: its row says why, and nobody trains for a sum that stays closed."""
+        if isinstance(error, StorageError):  # it may pass, and nothing can be written now
+            self._resume_at_s = self.expected_at_s = now_s + _PAUSE_AFTER_FAILURE_S
             return []
-        pause_s = max(self._settings.pause_s, _PAUSE_AFTER_FAILURE_S if failed else 0.0)
-        self.state, self._resume_at_s = CoordinatorState.BETWEEN_ROUNDS, now_s + pause_s
-        return [] if pause_s else self._begin(now_s)
+        self._keep(self._empty_row(self._book.task(name), "abandoned", error.code))
+        try:
+            return self._change(name, Action.PAUSE, now_s)
+        except StorageError:
+            self._resume_at_s = self.expected_at_s = now_s + _PAUSE_AFTER_FAILURE_S
+            return []
 
-    def _summary(
-        self,
-        attempt: _Attempt,
-        status: str,
-        reason: str,
-        now_s: float,
-        means: Mapping[str, float],
-        checkpoint: str,
-    ) -> RoundSummary:
+    def _after_step(self, current: Round, out: list[Envelope], now_s: float) -> list[Envelope]:
+        """Go on after what a round did: gather the next devices while it reports, or begin anew when it has ended."""
+        if current.ended is None:
+            began = current.state is RoundState.REPORTING and self._gathering != (current.name, current.phase)
+            return out + self._gather(current, now_s) if began else out
+        failed = current.ended.status != "committed"
+        if failed:
+            self._keep(current.ended)
+        else:
+            self._lasted_s[current.work.task.name] = now_s - current.reporting_since_s
+            self.summaries += 1
+            self._book.committed(current.work)
+        self._round = None
+        self._wake_tasks(now_s)
+        return out + self._next_round(now_s, max(current.settings.pause_s, _PAUSE_AFTER_FAILURE_S if failed else 0.0))
+
+    def _gather(self, current: Round, now_s: float) -> list[Envelope]:
+        """Let the selector gather the devices that follow these, for whose turn it then most likely is."""
+        self._gathering, task = (current.name, current.phase), current.work.task
+        lasts_s = self._lasted_s.get(task.name)
+        self.expected_at_s = None if lasts_s is None else now_s + lasts_s + current.settings.pause_s
+        if not current.last_phase:
+            return [wish(current.name, current.settings, self.population, now_s, True, self.expected_at_s)]
+        following = self._book.next_task(self._tried, moved=int(task.trains))
+        if following is None or (following == task.name and task.last_round):
+            return []
+        self._following = following, self._new_token()
+        settings = self._book.task(following).settings.round
+        return [wish(self._following[1], settings, self.population, now_s, True, self.expected_at_s)]
+
+    def _take_back_wish(self, unless_for: str | None = None) -> list[Envelope]:
+        if self._following is None or self._following[0] == unless_for:
+            return []
+        (_, attempt), self._following = self._following, None
+        return [Envelope(selector_address(self.population), WantNobody(attempt))]
+
+    def _keep(self, row: RoundSummary) -> None:
+        """Keep a row; a full disk is often the very reason, the row is the lesser loss, and serving goes on."""
+        with contextlib.suppress(StorageError):
+            self._storage.add_summary(self.population, row)
+            self.summaries += 1
+
+    def _empty_row(self, task: Task, status: str, reason: str, checkpoint: str = "") -> RoundSummary:
         return RoundSummary(
-            round=self.round + 1,
+            round=self.round + 1 if task.trains else task.record.rounds + 1,
             status=status,
             reason=reason,
-            selected=attempt.selected,
-            reported=attempt.counted,
-            lost=attempt.selected - attempt.counted,
-            seconds=now_s - attempt.started_s,
-            bytes_down=attempt.bytes_down,
-            bytes_up=attempt.bytes_up,
-            metrics=dict(means),
+            selected=0,
+            reported=0,
+            lost=0,
+            seconds=0.0,
+            bytes_down=0,
+            bytes_up=0,
             checkpoint=checkpoint,
+            task=task.name,
+            kind=task.record.kind,
         )
 
+    # Tasks
 
-_PAUSE_AFTER_FAILURE_S = 1.0
-"""A round that fails at once must not be tried again in a tight loop."""
+    def _sleeping(self) -> list[Task]:
+        """Return the tasks whose state may change by itself: not that of the round that is under way."""
+        busy = None if self._round is None else self._round.work.task.name
+        return [task for task in self._book.tasks if task.name != busy]
 
+    def _wake_tasks(self, now_s: float) -> bool:
+        """Start the tasks whose time has come and complete those that have had theirs; return whether any changed."""
+        changed = False
+        for task in self._sleeping() if now_s >= self._wake_after_s else []:
+            try:
+                if task.state.live and task.finished(now_s):
+                    self._book.change(task.name, Action.COMPLETE)
+                elif task.state is TaskState.CREATED and task.settings.start_at <= now_s:
+                    self._book.change(task.name, Action.RESUME)
+                else:
+                    continue
+                changed = True
+            except CoveyError:
+                self._wake_after_s = now_s + _PAUSE_AFTER_FAILURE_S
+        return changed
 
-def _checkpoint_ref(data: bytes) -> BlobRef:
-    name = sha256_hex(data)
-    return BlobRef(sha256=name, num_bytes=len(data), path=f"/v1/checkpoints/{name}")
+    def _administer(self, message: CreateTask | ChangeTask, now_s: float) -> list[Envelope]:
+        to = device_address(message.ticket)
+        try:
+            if isinstance(message, CreateTask):
+                name, out = message.record.name, self._create(message, now_s)
+            else:
+                name, action = message.name, Action(message.action)
+                back = action is Action.ROLL_BACK
+                out = self._roll_back(name, message.round, now_s) if back else self._change(name, action, now_s)
+        except CoveyError as error:
+            return [Envelope(to, Reply(error))]
+        return [*out, Envelope(to, Reply(status_of(self._book.task(name), self.manifest(name))))]
+
+    def _create(self, message: CreateTask, now_s: float) -> list[Envelope]:
+        self._book.add(message.record)
+        self._wake_tasks(now_s)
+        return self._next_round(now_s) if self.state is CoordinatorState.PAUSED else []
+
+    def _change(self, name: str, action: Action, now_s: float) -> list[Envelope]:
+        """Change a task. Its round, if it reports, is let end by a pause and abandoned by a cancellation."""
+        task = self._book.change(name, action)
+        current = self._round
+        if current is not None and current.work.task.name != name:
+            return []
+        if current is None:
+            return self._next_round(now_s)
+        if action is Action.CANCEL or current.state is RoundState.SELECTING:
+            return self._stop(current, task.state.value, now_s) + self._next_round(now_s)
+        return self._take_back_wish()
+
+    def _roll_back(self, name: str, number: int, now_s: float) -> list[Envelope]:
+        """Go back to an earlier version of the model, as a new one; a training round under way ends for it."""
+        task = self._book.task(name)
+        after(name, task.state, Action.ROLL_BACK)
+        kept = self._storage.versions(self.population)
+        version = next((v for v in reversed(kept) if v.round == number), None)
+        if version is None:
+            numbers = ", ".join(str(v.round) for v in kept) or "none"
+            raise NotFoundError("version", expected=f"one that is kept: {numbers}", got=str(number))
+        current, out = self._round, []
+        if current is not None and current.work.task.trains:
+            out = self._stop(current, "rolled_back", now_s)
+        row = self._empty_row(task, "rolled_back", f"to round {number}", version.checkpoint)
+        self._book.roll_back(name, row, version)
+        self.summaries += 1
+        return out if self._round is not None else out + self._next_round(now_s)
+
+    def _stop(self, current: Round, reason: str, now_s: float) -> list[Envelope]:
+        """End the round that is under way, without the next one."""
+        wanted = current.state is RoundState.SELECTING
+        out = current.abandon(reason, now_s)
+        assert current.ended is not None
+        self._keep(current.ended)
+        self._round = None
+        return [*out, *([Envelope(selector_address(self.population), WantNobody(current.name))] if wanted else [])]

@@ -69,15 +69,16 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
         return _json(await _unless_hung_up(request, answer, lambda: service.leave(ticket)))
 
     async def report(request: Request) -> Response:
+        _authorize(service, gate, request)
         session = request.path_params["session"]
-        _own_mode(service, "plain")
+        _own_mode(service, session, "plain")
         return _json(await received(request, lambda ticket, body: ReportArrived(ticket, session, body)))
 
     async def step(request: Request) -> Response:
+        _authorize(service, gate, request)
         session, name = request.path_params["session"], _step(service, request)
         if name == "mask":  # as large as a model: it is read into one of the few buffers
             return _json(await received(request, lambda ticket, body: StepArrived(ticket, session, name, body)))
-        _authorize(service, gate, request)
         data = await _small_body(request, _content_length(request, service.max_body_bytes))
         return _json(await service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data)))
 
@@ -94,9 +95,7 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
 
     async def received(request: Request, message: Callable[[str, memoryview], Any]) -> Any:
         """Read a body into one of the few buffers, hand it over, and return what the aggregator answers."""
-        _authorize(service, gate, request)
         size = _content_length(request, service.max_body_bytes)
-        service.shard_of(request.path_params["session"])  # a buffer is for those who were selected
         buffer = service.take_buffer()
         used = 0
         try:
@@ -159,13 +158,14 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
     )
 
 
-def _own_mode(service: Service, mode: str) -> None:
-    if service.mode != mode:
-        raise WireError("session", expected=f"the {service.mode} mode's requests", got=f"one of {mode} mode")
+def _own_mode(service: Service, session: str, mode: str) -> None:
+    own = service.shards.mode(session)
+    if own != mode:
+        raise WireError("session", expected=f"the {own} mode's requests", got=f"one of {mode} mode")
 
 
 def _step(service: Service, request: Request) -> str:
-    _own_mode(service, "secure")
+    _own_mode(service, request.path_params["session"], "secure")
     name: str = request.path_params["step"]
     if name not in ACTIVE_STEPS:
         raise NotFoundError("secure step", expected=f"one of {', '.join(ACTIVE_STEPS)}", got="another")

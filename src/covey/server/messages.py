@@ -3,28 +3,31 @@
 ::
 
     adapter     -> selector     DeviceArrived, DeviceLeft
-    coordinator -> selector     WantDevices
+    coordinator -> selector     WantDevices, WantNobody
     selector    -> coordinator  DevicesSelected
     coordinator -> aggregator   OpenShard, CloseShard, DiscardShard
     adapter     -> aggregator   ReportArrived, AbandonArrived; in secure mode StepArrived, StepAwaited
     aggregator  -> coordinator  Counted, Lost, ShardClosed
-    adapter     -> coordinator  BytesServed
+    adapter     -> coordinator  BytesServed; for an administrator CreateTask, ChangeTask
     any role    -> device/...   Reply (to the request with that ticket)
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+from covey.storage.interface import TaskRecord
 from covey.types.errors import CoveyError
 from covey.types.segments import SegmentSum
 from covey.types.tensors import sha256_hex
-from covey.wire.messages import Abandoned, Assignment, ComeBack, Joined, Reported, Taken
+from covey.wire.messages import Abandoned, Assignment, ComeBack, Joined, Reported, Taken, TaskStatus
 
 __all__ = [
     "AbandonArrived",
     "BytesServed",
+    "ChangeTask",
     "CloseShard",
     "Counted",
+    "CreateTask",
     "DeviceArrived",
     "DeviceLeft",
     "DevicesSelected",
@@ -38,6 +41,7 @@ __all__ = [
     "StepArrived",
     "StepAwaited",
     "WantDevices",
+    "WantNobody",
     "aggregator_address",
     "coordinator_address",
     "device_address",
@@ -61,9 +65,9 @@ def coordinator_address(population: str) -> str:
     return f"coordinator/{population}"
 
 
-def aggregator_address(population: str, shard: int) -> str:
-    """Return the address of one of a population's aggregators."""
-    return f"aggregator/{population}/{shard}"
+def aggregator_address(population: str, task: str, shard: int) -> str:
+    """Return the address of one of a task's aggregators."""
+    return f"aggregator/{population}/{task}/{shard}"
 
 
 def device_address(ticket: str) -> str:
@@ -97,7 +101,9 @@ class DeviceLeft:
 class WantDevices:
     """Select ``count`` devices.
 
-    After ``patience_s``, ``at_least`` of them will do; at ``give_up_at_s``, none are selected.
+    After ``patience_s``, ``at_least`` of them will do; at ``give_up_at_s``, none are selected. A wish that is ``held``
+    is for the round after the present one: who comes is gathered, and nobody is selected until the same attempt is
+    wanted again, not held. Devices are then expected ``expected_at_s``, where that can be said.
     """
 
     attempt: str
@@ -105,6 +111,33 @@ class WantDevices:
     at_least: int
     patience_s: float
     give_up_at_s: float
+    held: bool = False
+    expected_at_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WantNobody:
+    """Take back the wish for devices of this attempt, if it was not granted."""
+
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTask:
+    """Add a task whose plan and signature were checked. Answered with its TaskStatus, or an error."""
+
+    ticket: str
+    record: TaskRecord
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeTask:
+    """Pause, resume, cancel or roll back a task, to the version ``round``. Answered like CreateTask."""
+
+    ticket: str
+    name: str
+    action: str
+    round: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +152,7 @@ class DevicesSelected:
 class Reply:
     """The answer to a request."""
 
-    message: Assignment | ComeBack | Reported | Abandoned | Taken | Joined | bytes | CoveyError
+    message: Assignment | ComeBack | Reported | Abandoned | Taken | Joined | TaskStatus | bytes | CoveyError
 
 
 @dataclass(frozen=True, slots=True)

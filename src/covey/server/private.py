@@ -19,7 +19,7 @@ from covey.privacy.dp_ftrl import TreeNoise
 from covey.privacy.ledger import admission, encode_loss
 from covey.privacy.mechanism import Mechanism
 from covey.privacy.randomness import Randomness, refuse_seeded
-from covey.storage.interface import PopulationRecord, PrivacyCharge, Storage
+from covey.storage.interface import PrivacyCharge, Storage, TaskRecord
 from covey.types.errors import BudgetExhaustedError, PrivacyError, UsageError
 from covey.types.segments import SegmentSum
 from covey.types.tensors import Tensors, TensorSpec, unflatten_tensors
@@ -33,12 +33,12 @@ class PrivateSums:
     """The sums of one population under its plan's noise. Law: a sum is charged before anything of it is read."""
 
     def __init__(
-        self, record: PopulationRecord, manifest: Manifest, source: Randomness | None, *, simulated: bool = False
+        self, record: TaskRecord, manifest: Manifest, source: Randomness | None, *, simulated: bool = False
     ) -> None:
         """Take up a plan's promise.
 
         Args:
-            record: of the population.
+            record: of the task that the plan is executed for.
             manifest: of a plan with noise.
             source: of the server's noise.
             simulated: whether seeded noise is accepted.

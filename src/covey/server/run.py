@@ -10,7 +10,8 @@ from covey.server.authority import ensure_authority
 from covey.server.config import ServerConfig
 from covey.server.credentials import Credentials, load_or_make_key
 from covey.server.http import create_app
-from covey.server.service import Service, load_population
+from covey.server.population import load_population
+from covey.server.service import Service
 from covey.storage.blobs import storage_errors
 from covey.storage.sqlite import SqliteStorage
 from covey.wire.messages import RoundSummary
@@ -55,7 +56,7 @@ def serve(
         storage = SqliteStorage(directory / "data", keep_checkpoints=config.keep_checkpoints)
         try:
             record = load_population(storage, directory, config)
-            service = Service(record, storage, config, Credentials(key), on_round=on_round)
+            service = Service(storage, config, Credentials(key), on_round=on_round)
             port = listener.getsockname()[1]
             ready = Listening(f"https://{config.host}:{port}", config.population, record.round)
             app = create_app(service, Gate.of(config, service.credentials, directory))

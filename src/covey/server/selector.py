@@ -11,6 +11,7 @@ from covey.server.messages import (
     Envelope,
     Reply,
     WantDevices,
+    WantNobody,
     coordinator_address,
     device_address,
 )
@@ -21,6 +22,10 @@ __all__ = ["Chance", "Selector", "SelectorSettings"]
 
 class Chance(Protocol):
     """The randomness of a selection: the operating system's in production, seeded in a simulation."""
+
+    def randrange(self, stop: int, /) -> int:
+        """Return an integer from 0 to ``stop`` - 1, uniformly."""
+        ...
 
     def sample(self, population: Sequence[str], k: int) -> list[str]:
         """Return ``k`` distinct elements, uniformly."""
@@ -41,7 +46,11 @@ class SelectorSettings:
 
 
 class Selector:
-    """One population's selector. Law: a ticket is answered exactly once."""
+    """One population's selector. Law: a ticket is answered exactly once.
+
+    Devices that wait are a reservoir: when it is full, each newcomer takes the place of one of them with the chance
+    that makes everybody who came equally likely to be there (1902.01046, section 2.2).
+    """
 
     def __init__(self, population: str, settings: SelectorSettings, chance: Chance) -> None:
         """Begin with nobody waiting."""
@@ -49,6 +58,7 @@ class Selector:
         self._settings = settings
         self._chance = chance
         self._waiting: dict[str, float] = {}
+        self._num_came = 0  # since somebody was last selected: those whom the reservoir stands for
         self._wanted: WantDevices | None = None
         self._wanted_since_s = 0.0
 
@@ -58,25 +68,27 @@ class Selector:
         return len(self._waiting)
 
     def receive(self, message: Any, now_s: float) -> list[Envelope]:
-        """Take DeviceArrived, DeviceLeft or WantDevices."""
+        """Take DeviceArrived, DeviceLeft, WantDevices or WantNobody."""
+        out = []
         match message:
             case DeviceArrived(ticket=ticket):
-                if len(self._waiting) >= self._settings.max_waiting:
-                    return [self._come_back(ticket, "not_selected")]
-                self._waiting[ticket] = now_s + self._settings.poll_s
+                out = self._arrived(ticket, now_s)
             case DeviceLeft(ticket=ticket):
                 self._waiting.pop(ticket, None)
             case WantDevices():
                 self._wanted, self._wanted_since_s = message, now_s
+            case WantNobody(attempt=attempt):
+                if self._wanted is not None and self._wanted.attempt == attempt:
+                    self._wanted = None
             case _:
                 raise AssertionError(f"the selector does not take {type(message).__name__}")
-        return self._select(now_s)
+        return out + self._select(now_s)
 
     def next_deadline_s(self) -> float | None:
         """Return when the next poll ends or a selection is due."""
         # Tickets arrive in order and wait equally long: the first is the first to go.
         deadlines = [next(iter(self._waiting.values()))] if self._waiting else []
-        if (wanted := self._wanted) is not None:
+        if (wanted := self._wanted) is not None and not wanted.held:
             deadlines.append(wanted.give_up_at_s)
             if len(self._waiting) >= wanted.at_least:
                 deadlines.append(self._wanted_since_s + wanted.patience_s)
@@ -85,9 +97,10 @@ class Selector:
     def tick(self, now_s: float) -> list[Envelope]:
         """Select if it is time, then end polls that lasted long enough."""
         out = self._select(now_s)
+        reason = "between_rounds" if self._wanted is not None and self._wanted.held else "not_selected"
         for ticket in [t for t, until_s in self._waiting.items() if until_s <= now_s]:
             del self._waiting[ticket]
-            out.append(self._come_back(ticket, "not_selected"))
+            out.append(self._come_back(ticket, reason))
         return out
 
     def dismiss(self, reason: str) -> list[Envelope]:
@@ -96,9 +109,31 @@ class Selector:
         self._waiting.clear()
         return out
 
+    def _arrived(self, ticket: str, now_s: float) -> list[Envelope]:
+        if self._comes_too_early(now_s):
+            return [self._come_back(ticket, "between_rounds")]
+        self._num_came = max(self._num_came, len(self._waiting)) + 1
+        out = []
+        if len(self._waiting) >= self._settings.max_waiting:
+            place = self._chance.randrange(self._num_came)
+            if place >= self._settings.max_waiting:
+                return [self._come_back(ticket, "not_selected")]
+            displaced = list(self._waiting)[place]
+            del self._waiting[displaced]
+            out = [self._come_back(displaced, "not_selected")]
+        self._waiting[ticket] = now_s + self._settings.poll_s
+        return out
+
+    def _comes_too_early(self, now_s: float) -> bool:
+        """Whether the next round has devices enough, and begins only after this one's poll would have ended."""
+        wanted = self._wanted
+        if wanted is None or not wanted.held or wanted.expected_at_s is None:
+            return False
+        return len(self._waiting) >= wanted.count and wanted.expected_at_s > now_s + self._settings.poll_s
+
     def _select(self, now_s: float) -> list[Envelope]:
         wanted = self._wanted
-        if wanted is None:
+        if wanted is None or wanted.held:
             return []
         patient = now_s < self._wanted_since_s + wanted.patience_s
         enough = len(self._waiting) >= (wanted.count if patient else wanted.at_least)
@@ -109,7 +144,7 @@ class Selector:
             tickets = tuple(self._chance.sample(list(self._waiting), min(wanted.count, len(self._waiting))))
         for ticket in tickets:
             del self._waiting[ticket]
-        self._wanted = None
+        self._wanted, self._num_came = None, len(self._waiting)
         return [Envelope(self._to, DevicesSelected(wanted.attempt, tickets))]
 
     def _come_back(self, ticket: str, reason: str) -> Envelope:

@@ -1,7 +1,6 @@
 """One population's server in one process: the roles, their mailboxes, the clock, and the requests that wait.
 
-The selector and the coordinator run on the event loop. Each aggregator has a mailbox and a thread of its own, so that
-folding an update of many megabytes never holds up a check-in; what it answers comes back to the loop.
+The selector and the coordinator run on the event loop; the aggregators, in threads of their own, in ``server/shards``.
 """
 
 import asyncio
@@ -11,17 +10,9 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from covey.plans.manifest import Manifest
-from covey.plans.plan import unpack_plan
 from covey.privacy.randomness import AesCtr
-from covey.server.aggregator import Aggregator
 from covey.server.clock import steady_clock
 from covey.server.config import ServerConfig
 from covey.server.coordinator import Coordinator, CoordinatorState
@@ -29,6 +20,8 @@ from covey.server.credentials import Credentials
 from covey.server.engine import Engine
 from covey.server.messages import (
     BytesServed,
+    ChangeTask,
+    CreateTask,
     DeviceLeft,
     Envelope,
     Reply,
@@ -37,59 +30,16 @@ from covey.server.messages import (
     selector_address,
 )
 from covey.server.reconnect import Reconnect
-from covey.server.secure import SecureAggregator
 from covey.server.selector import Selector, SelectorSettings
-from covey.server.settings import RoundSettings
-from covey.storage.interface import PopulationRecord, Storage
-from covey.types.errors import (
-    BusyError,
-    CoveyError,
-    NotFoundError,
-    RoundClosedError,
-    SessionUnknownError,
-    UsageError,
-)
-from covey.types.tensors import packed_num_bytes
-from covey.wire.messages import ComeBack, PopulationStatus, RoundSummary
+from covey.server.shards import Shards
+from covey.storage.interface import Storage
+from covey.types.errors import BusyError, CoveyError, NotFoundError, RoundClosedError
+from covey.wire.messages import ComeBack, PopulationStatus, RoundSummary, TaskStatus
 
-__all__ = ["Service", "load_population"]
+__all__ = ["Service"]
 
 _CACHED_BLOBS = 4
 _AGAIN = "check in again"
-_TASKS_FOR_EACH = 4
-"""Parts of an unmasking for each worker, so that none is left with the last one."""
-
-
-def load_population(storage: Storage, directory: Path, config: ServerConfig) -> PopulationRecord:
-    """Return where the population stands; a new one is made from the files that ``config`` names.
-
-    Raises:
-        UsageError: a file that is missing, a checkpoint of another model, or a plan other than the one that the
-            population was begun with.
-        PlanError: the plan is not valid.
-    """
-    data = _read(directory / config.plan)
-    plan = unpack_plan(data)
-    record = storage.load(config.population)
-    if record is None:
-        signature = _read(directory / config.signature).decode("ascii", "replace").strip()
-        checkpoint = _read(directory / config.checkpoint)
-        if len(checkpoint) != (needed := packed_num_bytes(plan.manifest.params)):
-            raise UsageError(
-                f"file {directory / config.checkpoint}",
-                expected=f"the plan's parameters, {needed} bytes",
-                got=f"{len(checkpoint)} bytes",
-            )
-        record = PopulationRecord(config.population, storage.put_blob(data), signature, 0, storage.put_blob(checkpoint))
-        storage.create(record)
-    elif record.plan != plan.hash:
-        raise UsageError(
-            f"population {config.population!r}",
-            expected=f"the plan that it was begun with, {record.plan[:12]}…",
-            got=f"{plan.hash[:12]}… in {directory / config.plan}",
-            hint="give the new plan a population, or a directory, of its own",
-        )
-    return record
 
 
 class Service:
@@ -97,7 +47,6 @@ class Service:
 
     def __init__(
         self,
-        record: PopulationRecord,
         storage: Storage,
         config: ServerConfig,
         credentials: Credentials,
@@ -108,60 +57,57 @@ class Service:
         """Put the roles together; :meth:`start` begins.
 
         Args:
-            record: where the population stands.
-            storage: what the server keeps.
+            storage: what the server keeps; it holds the population.
             config: how it serves.
             credentials: who may come in.
             now_s: the clock, seconds since 1970; None: one that no setting of the machine's moves.
             on_round: gets every round that ends, on the event loop: it must be quick.
         """
-        population = record.population
-        manifest = unpack_plan(storage.blob(record.plan)).manifest
-        settings = RoundSettings(**msgspec.structs.asdict(config.round))
-        self.population = population
+        self.population = config.population
         self.credentials = credentials
         self.config = config
         self.now_s = now_s or steady_clock()
-        self.mode = manifest.privacy.mode
-        self.coordinator = _coordinator(record, manifest, storage, settings, config.num_shards)
-        waiting = SelectorSettings(config.poll_s, config.max_waiting)
-        self.reconnect = Reconnect(config.retry_s)
-        self.selector = Selector(population, waiting, random.SystemRandom())
-        self._engine = Engine(
-            {selector_address(population): self.selector, coordinator_address(population): self.coordinator}
+        self.coordinator = Coordinator(
+            self.population,
+            storage,
+            new_token=_token,
+            num_shards=config.num_shards,
+            noise=AesCtr(os.urandom(32), private=True),
         )
-        self._unmasking: ProcessPoolExecutor | None = None
-        if self.mode == "secure" and config.unmask_workers:
-            # Processes, because the cryptography holds the interpreter's lock; spawned, because this one has threads.
-            self._unmasking = ProcessPoolExecutor(config.unmask_workers, get_context("spawn"))
-        self._aggregators: list[Aggregator | SecureAggregator] = [
-            SecureAggregator(
-                population,
-                manifest,
-                chance=random.SystemRandom(),
-                step_timeout_s=config.round.step_timeout_s,
-                executor=self._unmasking,
-                num_tasks=max(1, _TASKS_FOR_EACH * config.unmask_workers),
-            )
-            if self.mode == "secure"
-            else Aggregator(population, manifest)
-            for _ in range(config.num_shards)
-        ]
-        self._mailboxes = [ThreadPoolExecutor(1, f"aggregator-{i}") for i in range(config.num_shards)]
-        self.max_body_bytes = self._aggregators[0].max_body_bytes
-        self._manifest = manifest
+        self.reconnect = Reconnect(config.retry_s)
+        waiting = SelectorSettings(config.poll_s, config.max_waiting)
+        self.selector = Selector(self.population, waiting, random.SystemRandom())
+        self._engine = Engine(
+            {
+                selector_address(self.population): self.selector,
+                coordinator_address(self.population): self.coordinator,
+            }
+        )
+        self.shards = Shards(
+            self.population,
+            config.num_shards,
+            step_timeout_s=lambda task: self.coordinator.settings(task).round.step_timeout_s,
+            unmask_workers=config.unmask_workers,
+            deliver=lambda envelopes: self._dispatch(self._engine.deliver(envelopes, self.now_s())),
+            now_s=self.now_s,
+        )
         self._storage = storage
         self._on_round = on_round
         self._num_told = self.coordinator.summaries
         self._buffers: deque[bytearray] = deque()
         self._num_buffers = 0
-        self._shard_of: dict[str, int] = {}
         self._polls: dict[str, asyncio.Future[Any]] = {}
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._blobs: dict[str, bytes] = {}
         self._changed = asyncio.Event()
         self._stopping = False
         self._ticker: asyncio.Task[None] | None = None
+        self._open_shards()
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest body that any task's plan allows."""
+        return self.shards.max_body_bytes
 
     def start(self) -> None:
         """Begin the first round and keep the time."""
@@ -184,10 +130,7 @@ class Service:
         if self._ticker is not None:
             # Not cancelled: wait_for loses a cancellation that meets the event it waits for, as here after stop().
             await self._ticker
-        for mailbox in self._mailboxes:
-            mailbox.shutdown(wait=True, cancel_futures=True)
-        if self._unmasking is not None:
-            self._unmasking.shutdown(wait=True, cancel_futures=True)
+        self.shards.close()
 
     # Requests
 
@@ -216,10 +159,10 @@ class Service:
         Raises:
             SessionUnknownError: see :meth:`ask_aggregator`.
         """
-        shard = self.shard_of(session)
+        place = self.shards.place(session)
         ticket, answer = self._ticket()
         self._polls[ticket] = answer
-        self._post(shard, StepAwaited(ticket, session, step))
+        self.shards.post(place, StepAwaited(ticket, session, step))
         return ticket, answer
 
     def give_up(self, ticket: str) -> None:
@@ -233,23 +176,22 @@ class Service:
         Raises:
             SessionUnknownError: no aggregator of this process ever held it.
         """
-        shard = self.shard_of(session)
+        place = self.shards.place(session)
         ticket, answer = self._ticket()
-        self._post(shard, message(ticket))
+        self.shards.post(place, message(ticket))
         return answer
 
-    def shard_of(self, session: str) -> int:
-        """Return which aggregator holds a session.
+    async def administer(self, message: Callable[[str], CreateTask | ChangeTask]) -> TaskStatus:
+        """Send ``message(ticket)`` to the coordinator; return how the task stands then.
 
         Raises:
-            SessionUnknownError: no aggregator of this process ever held it.
+            CoveyError: what was asked cannot be done; nothing changed.
         """
-        shard = self._shard_of.get(session)
-        if shard is None:
-            raise SessionUnknownError(
-                "session", expected="a session of this server", got="an unknown one", hint="check in again"
-            )
-        return shard
+        ticket, answer = self._ticket()
+        self._send(coordinator_address(self.population), message(ticket))
+        self._open_shards()
+        status: TaskStatus = await answer
+        return status
 
     def take_buffer(self) -> bytearray:
         """Take one of the few buffers for report bodies; whoever takes it gives it back.
@@ -257,8 +199,10 @@ class Service:
         Raises:
             BusyError: all are in use.
         """
-        if self._buffers:
-            return self._buffers.pop()
+        while self._buffers:
+            if len(buffer := self._buffers.pop()) >= self.max_body_bytes:
+                return buffer
+            self._num_buffers -= 1  # made before a task with larger updates came
         if self._num_buffers >= self.config.buffers:
             busy = BusyError("report", expected="a free buffer", got="all in use", hint="try again shortly")
             raise self._stamped(busy)
@@ -287,9 +231,7 @@ class Service:
             body.release()
             self.give_buffer(buffer, used)
 
-        # The mailbox works in order: when this empty job runs, the fold before it is over, come what may.
-        job = asyncio.get_running_loop().run_in_executor(self._mailboxes[self._shard_of[session]], _nothing)
-        job.add_done_callback(lambda _: done())
+        self.shards.after_post(self.shards.place(session), done)
         return answer
 
     def blob(self, sha256: str, *, counted: bool) -> bytes:
@@ -313,16 +255,20 @@ class Service:
         if population != self.population:
             raise NotFoundError("population", expected="one that this server serves", got="another name")
         coordinator = self.coordinator
+        task = coordinator.training
+        if task is None:
+            raise NotFoundError("population", expected="one with a task that trains", got="none yet")
+        manifest = coordinator.manifest(task.name)
         return PopulationStatus(
             population=population,
-            task=self._manifest.task,
+            task=manifest.task,
             state=coordinator.state.value,
             round=coordinator.round,
             waiting=self.selector.num_waiting,
-            plan=coordinator.plan,
+            plan=coordinator.plan(task.name),
             checkpoint=coordinator.checkpoint,
-            mode=self.mode,
-            min_cohort=self._manifest.privacy.min_cohort,
+            mode=manifest.privacy.mode,
+            min_cohort=manifest.privacy.min_cohort,
             rounds=self._storage.rounds(population, max(0, after)),
         )
 
@@ -333,7 +279,7 @@ class Service:
 
     def _stamped(self, message: Any) -> Any:
         """Fill in when a device shall come again: the only place where that is decided."""
-        return self.reconnect.stamped(message, self.now_s())
+        return self.reconnect.stamped(message, self.now_s(), self.coordinator.expected_at_s)
 
     # Routing
 
@@ -355,7 +301,9 @@ class Service:
                 self._answer(rest, envelope.message)
             else:
                 assert kind == "aggregator", f"nobody lives at {kind}"
-                self._post(int(rest.rpartition("/")[2]), envelope.message)
+                _, task, shard = rest.split("/")
+                self.shards.add(task, self.coordinator.manifest(task))
+                self.shards.post((task, int(shard)), envelope.message)
         if self.coordinator.summaries > self._num_told:
             for summary in self._storage.rounds(self.population, self._num_told):
                 self._on_round(summary)
@@ -371,20 +319,10 @@ class Service:
         else:
             answer.set_result(stamped)
 
-    def _post(self, shard: int, message: Any) -> None:
-        """Put a message into an aggregator's mailbox; what it causes is routed when it is done."""
-        role = self._aggregators[shard]
-        for session in getattr(message, "sessions", ()):
-            self._shard_of[session] = shard
-        while len(self._shard_of) > _REMEMBERED_SESSIONS:
-            del self._shard_of[next(iter(self._shard_of))]
-        loop = asyncio.get_running_loop()
-        job = loop.run_in_executor(self._mailboxes[shard], role.receive, message, self.now_s())
-        job.add_done_callback(self._posted)
-
-    def _posted(self, job: "asyncio.Future[list[Envelope]]") -> None:
-        if not job.cancelled():
-            self._dispatch(self._engine.deliver(job.result(), self.now_s()))
+    def _open_shards(self) -> None:
+        """Make aggregators for tasks that are new."""
+        for task in self.coordinator.tasks():
+            self.shards.add(task.task, self.coordinator.manifest(task.task))
 
     async def _keep_time(self) -> None:
         while not self._stopping:
@@ -395,43 +333,12 @@ class Service:
                 await asyncio.wait_for(self._changed.wait(), wait_s)
             if out := self._engine.tick(self.now_s()):
                 self._dispatch(out)
-            for shard, role in enumerate(self._aggregators):
-                if (due_s := role.next_deadline_s()) is not None and due_s <= self.now_s():
-                    await self._tick_aggregator(shard)
+            await self.shards.tick()
 
     def _deadlines(self) -> list[float]:
-        roles = (self._engine, *self._aggregators)
-        return [due_s for role in roles if (due_s := role.next_deadline_s()) is not None]
-
-    async def _tick_aggregator(self, shard: int) -> None:
-        """Let an aggregator end what is due, in its own thread and after what is in its mailbox."""
-        loop, role = asyncio.get_running_loop(), self._aggregators[shard]
-        out = await loop.run_in_executor(self._mailboxes[shard], role.tick, self.now_s())
-        self._dispatch(self._engine.deliver(out, self.now_s()))
-
-
-_REMEMBERED_SESSIONS = 1_000_000
-
-
-def _nothing() -> None:
-    pass
-
-
-def _coordinator(
-    record: PopulationRecord, manifest: Manifest, storage: Storage, settings: RoundSettings, num_shards: int
-) -> Coordinator:
-    noise = AesCtr(os.urandom(32), private=True)
-    return Coordinator(record, manifest, storage, settings, new_token=_token, num_shards=num_shards, noise=noise)
+        engine = self._engine.next_deadline_s()
+        return [*self.shards.deadlines(), *([] if engine is None else [engine])]
 
 
 def _token() -> str:
     return secrets.token_urlsafe(24)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise UsageError(
-            f"file {path}", expected="a readable file", got=e.strerror or "an error", hint="`covey init DIR` makes it"
-        ) from e

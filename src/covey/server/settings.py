@@ -1,13 +1,15 @@
-"""How a round goes: the settings, and the check that they can work with a plan."""
+"""How a task's rounds go and when they are due: the settings, and the check that they can work with a plan."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from covey.plans.manifest import Manifest
 from covey.types.errors import UsageError
 
-__all__ = ["RoundSettings", "check_settings"]
+__all__ = ["RoundSettings", "TaskSettings", "check_schedule", "check_settings", "decode_settings", "encode_settings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,50 @@ class RoundSettings:
     def at_least(self) -> int:
         """How many reports are enough at the deadline."""
         return max(1, math.ceil(self.goal * self.min_fraction - 1e-9))
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """How a task's rounds go, and when they are due.
+
+    Attributes:
+        round: how each of them goes.
+        every: an evaluation is due again when the model has moved by so many versions.
+        start_at: when the task starts by itself, in seconds since 1970; 0: when it is created.
+        until: when it is completed, in seconds since 1970; 0: never.
+    """
+
+    round: RoundSettings
+    every: int = 1
+    start_at: float = 0.0
+    until: float = 0.0
+
+
+def encode_settings(settings: TaskSettings) -> bytes:
+    """Encode for storage: JSON."""
+    return msgspec.json.encode(settings)
+
+
+def decode_settings(data: bytes, where: str = "settings") -> TaskSettings:
+    """Invert :func:`encode_settings`.
+
+    Raises:
+        UsageError: not the settings of a task.
+    """
+    try:
+        return msgspec.json.decode(data, type=TaskSettings)
+    except msgspec.MsgspecError as e:
+        raise UsageError(where, expected="the settings of a task", got=str(e)) from e
+
+
+def check_schedule(settings: TaskSettings) -> None:
+    """Raise UsageError for a schedule that cannot be kept."""
+    _require(settings.every >= 1, "every", "at least 1", settings.every)
+    for name in ("start_at", "until"):
+        value = getattr(settings, name)
+        _require(0 <= value < math.inf, name, "seconds since 1970, or 0", value)
+    late = bool(settings.until) and settings.until <= settings.start_at
+    _require(not late, "until", "a time after start_at", settings.until)
 
 
 def check_settings(settings: RoundSettings, manifest: Manifest) -> None:

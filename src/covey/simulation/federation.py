@@ -35,12 +35,13 @@ from covey.server.messages import (
     coordinator_address,
     selector_address,
 )
+from covey.server.population import begin_population
 from covey.server.selector import Selector, SelectorSettings
+from covey.server.settings import TaskSettings
 from covey.simulation.messages import POPULATION, Blobs, Ended, RunSession
 from covey.simulation.pool import WorkerPool
 from covey.simulation.population import DevicePopulation
 from covey.simulation.rest import Rest
-from covey.storage.interface import PopulationRecord
 from covey.storage.memory import MemoryStorage
 from covey.types.clock import VirtualClock
 from covey.types.errors import BudgetExhaustedError, TrainingError
@@ -106,9 +107,7 @@ class Federation:
         """
         self.storage = MemoryStorage()
         signature = sign_plan(owner_key(seed), POPULATION, plan.hash).hex()
-        first = self.storage.put_blob(checkpoint)
-        record = PopulationRecord(POPULATION, self.storage.put_blob(plan_bytes), signature, 0, first)
-        self.storage.create(record)
+        begin_population(self.storage, POPULATION, plan_bytes, signature, checkpoint, TaskSettings(rounds), "train")
         self._tokens = 0
         self._seed = seed
         self._manifest = plan.manifest
@@ -119,9 +118,7 @@ class Federation:
         self._on_session = on_session
         self._clock = VirtualClock()
         noise = AesCtr(derive_seed(seed, "server noise"), private=False)
-        self._coordinator = Coordinator(
-            record, plan.manifest, self.storage, rounds, new_token=self._token, noise=noise, simulated=True
-        )
+        self._coordinator = Coordinator(POPULATION, self.storage, new_token=self._token, noise=noise, simulated=True)
         self._rest = Rest.of(plan.manifest.privacy.noise)
         # Devices wait as long as it takes: polling again would change nothing but the work.
         waiting = SelectorSettings(poll_s=float("inf"), max_waiting=len(num_examples) + 1)

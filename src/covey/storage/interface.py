@@ -1,10 +1,11 @@
-"""What a server keeps: plans, checkpoints, a row for each round, the privacy ledger. Nothing of any device.
+"""What a server keeps: tasks, plans, checkpoints, a row for each round, the privacy ledger. Nothing of any device.
 
 Laws (``covey.testing.storage`` checks them on every implementation):
 
 - a round is committed whole or not at all, and only after its checkpoint is safely stored;
 - after a crash at any instant, :meth:`Storage.load` gives the last committed round;
-- the newest checkpoint is never deleted;
+- the newest checkpoint is never deleted, nor one that a task reads;
+- versions of the model only move forward: going back to an earlier checkpoint is a new version;
 - releases are numbered 1, 2, 3, ... for each population and never changed; a candidate is decided once, and its release
   appears in the same transaction; what a pending candidate or one of the newest releases needs is not deleted;
 - a privacy charge is admitted and stored in one transaction, all of it or nothing, and never taken back.
@@ -20,28 +21,72 @@ from covey.plans.release import Release
 from covey.types.tensors import Tensors, TensorSpec, pack_tensors, specs_of, unpack_tensors
 from covey.wire.messages import CandidateSummary, RoundSummary
 
-__all__ = ["Admit", "PopulationRecord", "PrivacyCharge", "ReleaseStore", "Storage", "decode_named", "encode_named"]
+__all__ = [
+    "Admit",
+    "PopulationRecord",
+    "PrivacyCharge",
+    "ReleaseStore",
+    "Storage",
+    "TaskRecord",
+    "Version",
+    "decode_named",
+    "encode_named",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class PopulationRecord:
-    """Where a population stands.
+    """Where a population stands: the newest version of its one model.
 
     Attributes:
         population: its name.
-        plan: SHA-256 of the plan's archive, a stored blob.
-        signature: the owner's signature over it, hex.
-        round: how many rounds are committed.
+        round: the number of the newest version: rounds that were committed, and roll-backs.
         checkpoint: SHA-256 of the newest checkpoint, a stored blob.
         extra: SHA-256 of what else the algorithm carries (see :func:`encode_named`), a stored blob; empty: nothing.
     """
 
     population: str
-    plan: str
-    signature: str
     round: int
     checkpoint: str
     extra: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """A task of a population.
+
+    Attributes:
+        population: whose.
+        name: unique within the population.
+        kind: ``train`` moves the population's model; ``evaluate`` reads one of its checkpoints.
+        plan: SHA-256 of the plan's archive, a stored blob.
+        signature: the owner's signature over it, hex.
+        settings: how its rounds go; JSON that the server reads.
+        state: where it stands; a word of the server's.
+        rounds: how many of its rounds are committed.
+        version: the population's round when the last of them was committed; -1: none was.
+        checkpoint: SHA-256 of the checkpoint that an evaluation reads; empty: the newest at the time.
+    """
+
+    population: str
+    name: str
+    kind: str
+    plan: str
+    signature: str
+    settings: bytes
+    state: str
+    rounds: int = 0
+    version: int = -1
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of the model that is still kept: its round, and the SHA-256 of checkpoint and extra."""
+
+    round: int
+    checkpoint: str
+    extra: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +165,42 @@ class Storage(Protocol):
         """Add a population. Raises StorageError where it exists."""
         ...
 
+    def populations(self) -> tuple[str, ...]:
+        """Return the names of all populations, in the order of their creation."""
+        ...
+
+    def add_task(self, record: TaskRecord) -> None:
+        """Add a task. Raises StorageError where its name is taken, or its population unknown."""
+        ...
+
+    def tasks(self, population: str) -> tuple[TaskRecord, ...]:
+        """Return a population's tasks, in the order of their creation."""
+        ...
+
+    def change_task(self, population: str, name: str, state: str, settings: bytes) -> None:
+        """Set a task's state and settings; all else of it is fixed, or counted. Raises StorageError where unknown."""
+        ...
+
     def commit_round(self, population: str, summary: RoundSummary, checkpoint: bytes, extra: bytes) -> None:
-        """Store the checkpoint, then in one transaction the round's row and the population's new state."""
+        """Store the checkpoint, then in one transaction the round's row, the task's count and the new version.
+
+        Raises StorageError where ``summary.task`` is no task of the population; then nothing changed.
+        """
+        ...
+
+    def commit_evaluation(self, population: str, summary: RoundSummary) -> None:
+        """In one transaction keep the row of a round that moved no model, and count it for its task."""
+        ...
+
+    def roll_back(self, population: str, summary: RoundSummary, version: Version) -> None:
+        """In one transaction make a kept version the newest again, under the next number, with its row.
+
+        Raises StorageError where ``version`` is none of :meth:`versions`; then nothing changed.
+        """
+        ...
+
+    def versions(self, population: str) -> tuple[Version, ...]:
+        """Return the versions whose checkpoints are kept, in order, the newest last."""
         ...
 
     def add_summary(self, population: str, summary: RoundSummary) -> None:

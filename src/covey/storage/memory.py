@@ -2,9 +2,10 @@
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from covey.plans.release import Release
-from covey.storage.interface import Admit, PopulationRecord, PrivacyCharge
+from covey.storage.interface import Admit, PopulationRecord, PrivacyCharge, TaskRecord, Version
 from covey.types.errors import NotFoundError, StorageError
 from covey.types.tensors import sha256_hex
 from covey.wire.messages import CandidateSummary, RoundSummary
@@ -20,7 +21,8 @@ class MemoryStorage:
         self._blobs: dict[str, bytes] = {}
         self._populations: OrderedDict[str, PopulationRecord] = OrderedDict()
         self._rounds: dict[str, list[RoundSummary]] = {}
-        self._kept: dict[str, deque[tuple[str, str]]] = {}
+        self._kept: dict[str, deque[Version]] = {}
+        self._tasks: dict[str, dict[str, TaskRecord]] = {}
         self._charges: dict[str, list[PrivacyCharge]] = {}
         self._keep = max(1, keep_checkpoints)
         self.release_store = MemoryReleases(self._keep, self._forget, self._known)
@@ -47,20 +49,51 @@ class MemoryStorage:
             raise StorageError("population", expected="a new name", got="one that exists")
         self._populations[record.population] = record
         self._rounds[record.population] = []
-        self._kept[record.population] = deque([(record.checkpoint, record.extra)])
+        self._kept[record.population] = deque()
+        self._tasks[record.population] = {}
+
+    def populations(self) -> tuple[str, ...]:
+        """See :class:`Storage`."""
+        return tuple(self._populations)
+
+    def add_task(self, record: TaskRecord) -> None:
+        """See :class:`Storage`."""
+        self._known(record.population)
+        if record.name in self._tasks[record.population]:
+            raise StorageError("task", expected="a new name", got="one that exists")
+        self._tasks[record.population][record.name] = record
+
+    def tasks(self, population: str) -> tuple[TaskRecord, ...]:
+        """See :class:`Storage`."""
+        return tuple(self._tasks.get(population, {}).values())
+
+    def change_task(self, population: str, name: str, state: str, settings: bytes) -> None:
+        """See :class:`Storage`."""
+        self._put_task(replace(self._task(population, name), state=state, settings=settings))
 
     def commit_round(self, population: str, summary: RoundSummary, checkpoint: bytes, extra: bytes) -> None:
         """See :class:`Storage`."""
-        old = self._known(population)
+        self._known(population)
+        self._task(population, summary.task)
         name, extra_name = self.put_blob(checkpoint), self.put_blob(extra) if extra else ""
-        self._populations[population] = PopulationRecord(
-            population, old.plan, old.signature, old.round + 1, name, extra_name
-        )
+        self._move(population, summary, name, extra_name)
+        self._count(population, summary)
+
+    def commit_evaluation(self, population: str, summary: RoundSummary) -> None:
+        """See :class:`Storage`."""
+        self._known(population)
+        self._count(population, summary)
         self._rounds[population].append(summary)
-        kept = self._kept[population]
-        kept.append((name, extra_name))
-        while len(kept) > self._keep:
-            self._forget(set(kept.popleft()))
+
+    def roll_back(self, population: str, summary: RoundSummary, version: Version) -> None:
+        """See :class:`Storage`."""
+        if version not in self.versions(population):
+            raise StorageError("version", expected="one that is kept", got="another")
+        self._move(population, summary, version.checkpoint, version.extra)
+
+    def versions(self, population: str) -> tuple[Version, ...]:
+        """See :class:`Storage`."""
+        return tuple(self._kept.get(population, ()))
 
     def add_summary(self, population: str, summary: RoundSummary) -> None:
         """See :class:`Storage`."""
@@ -93,10 +126,36 @@ class MemoryStorage:
 
     def _forget(self, names: set[str]) -> None:
         """Delete blobs, but for those that anything still needs: another population may have the same bytes."""
-        needed = {name for r in self._populations.values() for name in (r.plan, r.checkpoint, r.extra)}
-        needed |= {name for kept in self._kept.values() for pair in kept for name in pair}
-        for blob in names - needed - self.release_store.needed():
+        for blob in names - self._needed() - self.release_store.needed():
             self._blobs.pop(blob, None)
+
+    def _move(self, population: str, summary: RoundSummary, checkpoint: str, extra: str) -> None:
+        number = self._populations[population].round + 1
+        self._populations[population] = PopulationRecord(population, number, checkpoint, extra)
+        self._rounds[population].append(summary)
+        kept = self._kept[population]
+        kept.append(Version(summary.round, checkpoint, extra))
+        while len(kept) > self._keep:
+            old = kept.popleft()
+            self._forget({old.checkpoint, old.extra})
+
+    def _needed(self) -> set[str]:
+        """Return the blobs that somebody may still ask for: another population may need the same bytes."""
+        states = {name for r in self._populations.values() for name in (r.checkpoint, r.extra)}
+        tasks = {name for t in self._tasks.values() for r in t.values() for name in (r.plan, r.checkpoint)}
+        return states | tasks | {name for kept in self._kept.values() for v in kept for name in (v.checkpoint, v.extra)}
+
+    def _count(self, population: str, summary: RoundSummary) -> None:
+        task, version = self._task(population, summary.task), self._known(population).round
+        self._put_task(replace(task, rounds=task.rounds + 1, version=version))
+
+    def _task(self, population: str, name: str) -> TaskRecord:
+        if name not in self._tasks.get(population, {}):
+            raise StorageError("task", expected="one that was created", got="an unknown name")
+        return self._tasks[population][name]
+
+    def _put_task(self, record: TaskRecord) -> None:
+        self._tasks[record.population][record.name] = record
 
     def _known(self, population: str) -> PopulationRecord:
         if population not in self._populations:

@@ -9,43 +9,18 @@ from pathlib import Path
 import msgspec
 
 from covey.storage.blobs import BlobDir
-from covey.storage.interface import Admit, PopulationRecord, PrivacyCharge
-from covey.storage.sqlite_releases import RELEASES, SqliteReleases
-from covey.types.errors import StorageError, StorageFullError
+from covey.storage.interface import Admit, PopulationRecord, PrivacyCharge, TaskRecord, Version
+from covey.storage.schema import SCHEMA_VERSION, STEPS
+from covey.storage.sqlite_releases import SqliteReleases
+from covey.types.errors import StorageError, StorageFullError, StorageLockedError
 from covey.wire.messages import RoundSummary
 
 __all__ = ["SqliteStorage"]
 
-_SCHEMA_VERSION = 3
-_ROUNDS = """
-    CREATE TABLE population (
-        name TEXT PRIMARY KEY, plan TEXT NOT NULL, signature TEXT NOT NULL,
-        round INTEGER NOT NULL, checkpoint TEXT NOT NULL, extra TEXT NOT NULL
-    ) STRICT;
-    CREATE TABLE round (
-        sequence INTEGER PRIMARY KEY AUTOINCREMENT, population TEXT NOT NULL REFERENCES population (name),
-        number INTEGER NOT NULL, status TEXT NOT NULL, summary BLOB NOT NULL,
-        checkpoint TEXT NOT NULL, extra TEXT NOT NULL
-    ) STRICT;
-    CREATE INDEX round_of ON round (population, sequence);
-"""
-_LEDGER = """
-    CREATE TABLE privacy_loss (name TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT;
-    CREATE TABLE privacy_charge (
-        sequence INTEGER PRIMARY KEY AUTOINCREMENT, population TEXT NOT NULL REFERENCES population (name),
-        plan TEXT NOT NULL, round INTEGER NOT NULL, phase INTEGER NOT NULL, attempt TEXT NOT NULL,
-        loss TEXT NOT NULL REFERENCES privacy_loss (name), times INTEGER NOT NULL CHECK (times > 0)
-    ) STRICT;
-    CREATE INDEX privacy_charge_of ON privacy_charge (population, loss);
-    CREATE TRIGGER privacy_is_not_changed BEFORE UPDATE ON privacy_charge
-        BEGIN SELECT RAISE (ABORT, 'a privacy charge is never changed'); END;
-    CREATE TRIGGER privacy_is_not_refunded BEFORE DELETE ON privacy_charge
-        BEGIN SELECT RAISE (ABORT, 'a privacy charge is never refunded'); END;
-"""
-_STEPS = (_ROUNDS, _LEDGER, RELEASES)
-"""What leads from each version of the schema to the next: an older directory is brought up to date when opened."""
+_LOCK_PATIENCE_S = 1.0
+"""How long a call waits for another program that writes into the database: the server's loop waits with it."""
 
-_NEWEST = "SELECT checkpoint, extra FROM round WHERE population = ? AND checkpoint != '' ORDER BY sequence DESC"
+_TASK = "population, name, kind, plan, signature, settings, state, rounds, version, checkpoint"
 
 
 class SqliteStorage:
@@ -60,19 +35,13 @@ class SqliteStorage:
         self._blobs = BlobDir(directory / "blobs")
         self._keep = max(1, keep_checkpoints)
         with _errors():
-            self._db = sqlite3.connect(directory / "server.db", isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(
+                directory / "server.db", timeout=_LOCK_PATIENCE_S, isolation_level=None, check_same_thread=False
+            )
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version < _SCHEMA_VERSION:
-                steps = "".join(_STEPS[version:])
-                self._db.executescript(f"BEGIN; {steps} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
-            elif version != _SCHEMA_VERSION:
-                raise StorageError(
-                    "server.db", expected=f"schema {_SCHEMA_VERSION}", got=f"schema {version}", hint="upgrade Covey"
-                )
-
+            self._migrate()
         self.release_store = SqliteReleases(self._db, self._keep, _errors, self._transaction, self._forget)
 
     def put_blob(self, data: bytes) -> str:
@@ -87,7 +56,7 @@ class SqliteStorage:
         """See :class:`Storage`."""
         with _errors():
             row = self._db.execute(
-                "SELECT name, plan, signature, round, checkpoint, extra FROM population WHERE name = ?", (population,)
+                "SELECT name, round, checkpoint, extra FROM population WHERE name = ?", (population,)
             ).fetchone()
         return None if row is None else PopulationRecord(*row)
 
@@ -97,9 +66,38 @@ class SqliteStorage:
             raise StorageError("population", expected="a new name", got="one that exists")
         with self._transaction():
             self._db.execute(
-                "INSERT INTO population VALUES (?, ?, ?, ?, ?, ?)",
-                (record.population, record.plan, record.signature, record.round, record.checkpoint, record.extra),
+                "INSERT INTO population (name, round, checkpoint, extra) VALUES (?, ?, ?, ?)",
+                (record.population, record.round, record.checkpoint, record.extra),
             )
+
+    def populations(self) -> tuple[str, ...]:
+        """See :class:`Storage`."""
+        with _errors():
+            return tuple(name for (name,) in self._db.execute("SELECT name FROM population ORDER BY rowid"))
+
+    def add_task(self, record: TaskRecord) -> None:
+        """See :class:`Storage`."""
+        if record.name in {t.name for t in self.tasks(record.population)}:
+            raise StorageError("task", expected="a new name", got="one that exists")
+        values = (*(getattr(record, f) for f in _TASK.split(", ")),)
+        with self._transaction():
+            self._db.execute(f"INSERT INTO task ({_TASK}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+    def tasks(self, population: str) -> tuple[TaskRecord, ...]:
+        """See :class:`Storage`."""
+        with _errors():
+            rows = self._db.execute(f"SELECT {_TASK} FROM task WHERE population = ? ORDER BY sequence", (population,))
+            return tuple(TaskRecord(*row) for row in rows)
+
+    def change_task(self, population: str, name: str, state: str, settings: bytes) -> None:
+        """See :class:`Storage`."""
+        with self._transaction():
+            changed = self._db.execute(
+                "UPDATE task SET state = ?, settings = ? WHERE population = ? AND name = ?",
+                (state, settings, population, name),
+            )
+            if not changed.rowcount:
+                raise StorageError("task", expected="one that was created", got="an unknown name")
 
     def commit_round(self, population: str, summary: RoundSummary, checkpoint: bytes, extra: bytes) -> None:
         """See :class:`Storage`."""
@@ -110,10 +108,36 @@ class SqliteStorage:
                 "UPDATE population SET round = round + 1, checkpoint = ?, extra = ? WHERE name = ?",
                 (name, extra_name, population),
             )
+            self._count(population, summary)
             self._insert(population, summary, name, extra_name)
         # The round is safe: a file that cannot be deleted must not make it look as if it had failed.
         with contextlib.suppress(StorageError):
             self._forget_old(population)
+
+    def commit_evaluation(self, population: str, summary: RoundSummary) -> None:
+        """See :class:`Storage`."""
+        with self._transaction():
+            self._count(population, summary)
+            self._insert(population, summary, "", "")
+
+    def roll_back(self, population: str, summary: RoundSummary, version: Version) -> None:
+        """See :class:`Storage`."""
+        if version not in self.versions(population):
+            raise StorageError("version", expected="one that is kept", got="another")
+        with self._transaction():
+            self._db.execute(
+                "UPDATE population SET round = round + 1, checkpoint = ?, extra = ? WHERE name = ?",
+                (version.checkpoint, version.extra, population),
+            )
+            self._insert(population, summary, version.checkpoint, version.extra)
+        with contextlib.suppress(StorageError):
+            self._forget_old(population)
+
+    def versions(self, population: str) -> tuple[Version, ...]:
+        """See :class:`Storage`."""
+        with _errors():
+            rows = self._db.execute(f"SELECT number, checkpoint, extra {_KEPT} LIMIT ?", (population, self._keep))
+            return tuple(Version(*row) for row in rows.fetchall()[::-1])
 
     def add_summary(self, population: str, summary: RoundSummary) -> None:
         """See :class:`Storage`."""
@@ -170,6 +194,26 @@ class SqliteStorage:
         ).fetchall()
         return dict(rows)
 
+    def _migrate(self) -> None:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version < SCHEMA_VERSION:
+            steps = "".join(STEPS[version:])
+            self._db.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        elif version != SCHEMA_VERSION:
+            raise StorageError(
+                "server.db", expected=f"schema {SCHEMA_VERSION}", got=f"schema {version}", hint="upgrade Covey"
+            )
+
+    def _count(self, population: str, summary: RoundSummary) -> None:
+        """Note one more committed round of a task, after the population was moved."""
+        changed = self._db.execute(
+            "UPDATE task SET rounds = rounds + 1, version = (SELECT round FROM population WHERE name = population) "
+            "WHERE population = ? AND name = ?",
+            (population, summary.task),
+        )
+        if not changed.rowcount:
+            raise StorageError("task", expected="one that was created", got="an unknown name")
+
     def _insert(self, population: str, summary: RoundSummary, checkpoint: str, extra: str) -> None:
         self._db.execute(
             "INSERT INTO round (population, number, status, summary, checkpoint, extra) VALUES (?, ?, ?, ?, ?, ?)",
@@ -179,16 +223,19 @@ class SqliteStorage:
     def _forget_old(self, population: str) -> None:
         """Delete checkpoints that nothing needs any more."""
         with _errors():
-            rows = self._db.execute(f"{_NEWEST} LIMIT 2 OFFSET ?", (population, self._keep)).fetchall()
-        self._forget({name for row in rows for name in row})
+            rows = self._db.execute(f"SELECT checkpoint, extra {_KEPT} LIMIT 2 OFFSET ?", (population, self._keep))
+            names = {name for row in rows for name in row}
+        self._forget(names)
 
     def _forget(self, names: set[str]) -> None:
-        """Delete blobs, but for those that anything still needs."""
+        """Delete blobs, but for those that anything still needs: another population may have the same bytes."""
         with _errors():
-            plans = self._db.execute("SELECT plan, checkpoint, extra, name FROM population").fetchall()
-            kept = [self._db.execute(f"{_NEWEST} LIMIT ?", (row[3], self._keep)).fetchall() for row in plans]
-        needed = {"", *self.release_store.needed()} | {name for row in plans for name in row[:3]}
-        needed |= {name for rows in kept for row in rows for name in row}
+            states = self._db.execute("SELECT name, checkpoint, extra FROM population").fetchall()
+            kept = [row[1:] for row in states]
+            kept += self._db.execute("SELECT plan, checkpoint FROM task").fetchall()
+            for name, *_ in states:
+                kept += self._db.execute(f"SELECT checkpoint, extra {_KEPT} LIMIT ?", (name, self._keep)).fetchall()
+        needed = {"", *self.release_store.needed()} | {name for row in kept for name in row}
         for name in names - needed:
             self._blobs.delete(name)
 
@@ -205,6 +252,9 @@ class SqliteStorage:
                 raise
 
 
+_KEPT = "FROM round WHERE population = ? AND checkpoint != '' ORDER BY sequence DESC"
+
+
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     try:
@@ -212,4 +262,10 @@ def _errors() -> Iterator[None]:
     except sqlite3.Error as e:
         if getattr(e, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise StorageFullError("server.db", expected="room on the disk", got=str(e), hint="free some space") from e
+        if (getattr(e, "sqlite_errorcode", 0) or 0) & 0xFF == sqlite3.SQLITE_BUSY:
+            locked = StorageLockedError(
+                "server.db", expected="no other program that writes into it", got=str(e), hint="end the other program"
+            )
+            locked.retry_after_s = _LOCK_PATIENCE_S
+            raise locked from e
         raise StorageError("server.db", expected="a database that can be read and written", got=str(e)) from e

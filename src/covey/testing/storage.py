@@ -12,23 +12,33 @@ AssertionError that says which. What only an implementation can know (a crash, a
 behind its back) is for its own tests. For ``release_store`` run :func:`covey.testing.releases.release_checks` besides.
 """
 
-from collections.abc import Callable
 from functools import partial
 
-from covey.storage.interface import PopulationRecord, PrivacyCharge, Storage
-from covey.testing.laws import expect as _expect
-from covey.testing.laws import expect_error as _expect_error
+from covey.storage.interface import PopulationRecord
+from covey.testing.laws import (
+    KEEP_CHECKPOINTS,
+    Check,
+    Open,
+    begin,
+    charge_of,
+    expect,
+    expect_error,
+    summary_of,
+    task_of,
+)
+from covey.testing.tasks import (
+    commits_count_for_their_task,
+    evaluations_move_no_model,
+    only_kept_versions_come_back,
+    rolling_back_is_a_new_version,
+    tasks_are_listed_in_order_and_named_once,
+    tasks_change_their_state_and_nothing_else,
+    what_a_task_reads_is_kept,
+)
 from covey.types.errors import NotFoundError, StorageError
 from covey.types.tensors import sha256_hex
-from covey.wire.messages import RoundSummary
 
-__all__ = ["KEEP_CHECKPOINTS", "Check", "Open", "begin", "storage_checks", "summary_of"]
-
-KEEP_CHECKPOINTS = 2
-"""How many checkpoints the storage under test keeps."""
-
-Open = Callable[[], Storage]
-Check = Callable[[Open], None]
+__all__ = ["KEEP_CHECKPOINTS", "Check", "Open", "begin", "charge_of", "storage_checks", "summary_of", "task_of"]
 
 
 def storage_checks() -> tuple[Check, ...]:
@@ -46,34 +56,17 @@ def storage_checks() -> tuple[Check, ...]:
         old_checkpoints_go_and_the_newest_stays,
         a_checkpoint_that_comes_again_stays,
         populations_do_not_touch_each_other,
+        tasks_are_listed_in_order_and_named_once,
+        tasks_change_their_state_and_nothing_else,
+        commits_count_for_their_task,
+        evaluations_move_no_model,
+        what_a_task_reads_is_kept,
+        rolling_back_is_a_new_version,
+        only_kept_versions_come_back,
         privacy_charges_add_up_and_stay,
         refused_privacy_charges_change_nothing,
         privacy_ledgers_do_not_touch_each_other,
     )
-
-
-def summary_of(number: int, status: str = "committed") -> RoundSummary:
-    """Return a round's row to store; rows of different numbers differ."""
-    return RoundSummary(
-        round=number,
-        status=status,
-        reason="" if status == "committed" else "too_few_reports",
-        selected=number + 3,
-        reported=number + 2,
-        lost=1,
-        seconds=number / 8,
-        bytes_down=5 * number,
-        bytes_up=7 * number,
-        metrics={"loss": number / 4},
-    )
-
-
-def begin(storage: Storage, population: str = "p") -> PopulationRecord:
-    """Create a population at round 0 and return its record."""
-    plan, checkpoint = storage.put_blob(b"plan"), storage.put_blob(b"checkpoint 0")
-    record = PopulationRecord(population, plan, "5160", 0, checkpoint)
-    storage.create(record)
-    return record
 
 
 def blobs_come_back(open_storage: Open) -> None:
@@ -81,8 +74,8 @@ def blobs_come_back(open_storage: Open) -> None:
     storage = open_storage()
     for data in (b"abc", b"", b"abc", bytes(range(256)) * 300):
         name = storage.put_blob(data)
-        _expect(name == sha256_hex(data), "a blob's name is its SHA-256")
-        _expect(storage.blob(name) == data, "a blob comes back as it was")
+        expect(name == sha256_hex(data), "a blob's name is its SHA-256")
+        expect(storage.blob(name) == data, "a blob comes back as it was")
     storage.close()
 
 
@@ -91,15 +84,17 @@ def unknown_blobs_are_refused(open_storage: Open) -> None:
     storage = open_storage()
     name = storage.put_blob(b"abc")
     for unknown in (sha256_hex(b"other"), "", name[:63], name.upper(), f"../{name}", "../server.db", "\x00" * 64):
-        _expect_error(NotFoundError, partial(storage.blob, unknown), "an unknown blob is not found")
+        expect_error(NotFoundError, partial(storage.blob, unknown), "an unknown blob is not found")
     storage.close()
 
 
 def unknown_populations_are_empty(open_storage: Open) -> None:
     """Check that a population nobody created has no record and no rounds."""
     storage = open_storage()
-    _expect(storage.load("p") is None, "an unknown population has no record")
-    _expect(storage.rounds("p") == (), "an unknown population has no rounds")
+    expect(storage.load("p") is None, "an unknown population has no record")
+    expect(storage.rounds("p") == (), "an unknown population has no rounds")
+    expect(storage.tasks("p") == () and storage.versions("p") == (), "and no tasks and no versions")
+    expect(storage.populations() == (), "an unknown population is not listed")
     storage.close()
 
 
@@ -107,26 +102,28 @@ def populations_are_created_once(open_storage: Open) -> None:
     """Check that a second creation is refused and leaves the first as it was."""
     storage = open_storage()
     record = begin(storage)
-    _expect(storage.load("p") == record, "a new population is loaded as it was created")
-    second = PopulationRecord("p", record.plan, "other", 7, record.checkpoint)
-    _expect_error(StorageError, lambda: storage.create(second), "a population is created once")
-    _expect(storage.load("p") == record, "a refused creation changes nothing")
+    expect(storage.load("p") == record, "a new population is loaded as it was created")
+    second = PopulationRecord("p", 7, record.checkpoint)
+    expect_error(StorageError, lambda: storage.create(second), "a population is created once")
+    expect(storage.load("p") == record, "a refused creation changes nothing")
+    begin(storage, "a later one")
+    expect(storage.populations() == ("p", "a later one"), "populations are listed in order")
     storage.close()
 
 
 def rounds_are_committed_whole(open_storage: Open) -> None:
     """Check that a commit stores checkpoint, extra, row and state, all of them, with or without an extra."""
     storage = open_storage()
-    first = begin(storage)
+    begin(storage)
     for number, extra in ((1, b"momentum 1"), (2, b"")):
         data = b"checkpoint %d" % number
         storage.commit_round("p", summary_of(number), data, extra)
         names = (sha256_hex(data), sha256_hex(extra) if extra else "")
-        wanted = PopulationRecord("p", first.plan, first.signature, number, *names)
-        _expect(storage.load("p") == wanted, "a commit moves the population by one round")
-        _expect(storage.blob(names[0]) == data, "a committed checkpoint is stored")
-        _expect(not extra or storage.blob(names[1]) == extra, "a committed extra is stored")
-        _expect(storage.rounds("p") == tuple(map(summary_of, range(1, number + 1))), "a committed round has its row")
+        wanted = PopulationRecord("p", number, *names)
+        expect(storage.load("p") == wanted, "a commit moves the population by one round")
+        expect(storage.blob(names[0]) == data, "a committed checkpoint is stored")
+        expect(not extra or storage.blob(names[1]) == extra, "a committed extra is stored")
+        expect(storage.rounds("p") == tuple(map(summary_of, range(1, number + 1))), "a committed round has its row")
     storage.close()
 
 
@@ -135,11 +132,15 @@ def commits_for_nobody_change_nothing(open_storage: Open) -> None:
     storage = open_storage()
     record = begin(storage)
     commit = partial(storage.commit_round, "nobody", summary_of(1), b"checkpoint", b"extra")
-    _expect_error(StorageError, commit, "a round needs its population")
-    _expect_error(StorageError, partial(storage.add_summary, "nobody", summary_of(1)), "a row needs its population")
-    _expect(storage.load("nobody") is None, "a refused commit creates no population")
-    _expect(storage.rounds("nobody") == (), "a refused commit leaves no row")
-    _expect(storage.load("p") == record and storage.rounds("p") == (), "a refused commit changes no other population")
+    expect_error(StorageError, commit, "a round needs its population")
+    expect_error(StorageError, partial(storage.add_summary, "nobody", summary_of(1)), "a row needs its population")
+    stranger = partial(storage.commit_round, "p", summary_of(1, task="other"), b"checkpoint", b"extra")
+    expect_error(StorageError, stranger, "a round needs its task")
+    evaluation = partial(storage.commit_evaluation, "p", summary_of(1, task="other"))
+    expect_error(StorageError, evaluation, "an evaluation needs its task")
+    expect(storage.load("nobody") is None, "a refused commit creates no population")
+    expect(storage.rounds("nobody") == (), "a refused commit leaves no row")
+    expect(storage.load("p") == record and storage.rounds("p") == (), "a refused commit changes no other population")
     storage.close()
 
 
@@ -149,8 +150,8 @@ def abandoned_rounds_change_only_the_list(open_storage: Open) -> None:
     record = begin(storage)
     row = summary_of(1, "abandoned")
     storage.add_summary("p", row)
-    _expect(storage.load("p") == record, "an abandoned round changes no state")
-    _expect(storage.rounds("p") == (row,), "an abandoned round has its row")
+    expect(storage.load("p") == record, "an abandoned round changes no state")
+    expect(storage.rounds("p") == (row,), "an abandoned round has its row")
     storage.close()
 
 
@@ -165,7 +166,7 @@ def rounds_are_listed_in_order(open_storage: Open) -> None:
         else:
             storage.add_summary("p", row)
     for after in (0, 1, 4, 5, 6, 1 << 30):
-        _expect(storage.rounds("p", after) == tuple(rows[after:]), f"the rounds after the first {after}")
+        expect(storage.rounds("p", after) == tuple(rows[after:]), f"the rounds after the first {after}")
     storage.close()
 
 
@@ -178,11 +179,11 @@ def the_last_commit_is_there_after_reopening(open_storage: Open) -> None:
         record = storage.load("p")
         storage.close()
         storage = open_storage()
-        _expect(storage.load("p") == record, "reopening gives the last committed round")
-        _expect(storage.blob(sha256_hex(b"checkpoint %d" % number)) == b"checkpoint %d" % number, "its checkpoint")
-        _expect(storage.blob(sha256_hex(b"extra %d" % number)) == b"extra %d" % number, "its extra")
-        _expect(storage.blob(sha256_hex(b"plan")) == b"plan", "its plan")
-        _expect(len(storage.rounds("p")) == number, "its rows")
+        expect(storage.load("p") == record, "reopening gives the last committed round")
+        expect(storage.blob(sha256_hex(b"checkpoint %d" % number)) == b"checkpoint %d" % number, "its checkpoint")
+        expect(storage.blob(sha256_hex(b"extra %d" % number)) == b"extra %d" % number, "its extra")
+        expect(storage.blob(sha256_hex(b"plan")) == b"plan", "its plan")
+        expect(len(storage.rounds("p")) == number, "its rows")
     storage.close()
 
 
@@ -197,10 +198,10 @@ def old_checkpoints_go_and_the_newest_stays(open_storage: Open) -> None:
         for i in range(1, number + 1):
             for data in (b"checkpoint %d" % i, b"extra %d" % i):
                 if i > number - KEEP_CHECKPOINTS:
-                    _expect(storage.blob(sha256_hex(data)) == data, "the newest checkpoints are kept")
+                    expect(storage.blob(sha256_hex(data)) == data, "the newest checkpoints are kept")
                 else:
-                    _expect_error(NotFoundError, partial(storage.blob, sha256_hex(data)), "old checkpoints are deleted")
-    _expect(storage.blob(sha256_hex(b"plan")) == b"plan", "the plan is kept")
+                    expect_error(NotFoundError, partial(storage.blob, sha256_hex(data)), "old checkpoints are deleted")
+    expect(storage.blob(sha256_hex(b"plan")) == b"plan", "the plan is kept")
     storage.close()
 
 
@@ -212,7 +213,7 @@ def a_checkpoint_that_comes_again_stays(open_storage: Open) -> None:
     for number, data in enumerate(pattern, 1):
         storage.commit_round("p", summary_of(number), data, b"always the same")
         for needed in (data, b"always the same", b"plan"):
-            _expect(storage.blob(sha256_hex(needed)) == needed, "what the newest round needs is kept")
+            expect(storage.blob(sha256_hex(needed)) == needed, "what the newest round needs is kept")
     storage.close()
 
 
@@ -225,33 +226,28 @@ def populations_do_not_touch_each_other(open_storage: Open) -> None:
     record = storage.load("p")
     for number in range(2, 3 + 2 * KEEP_CHECKPOINTS):
         storage.commit_round("q", summary_of(number), b"q %d" % number, b"")
-    _expect(storage.load("p") == record, "another population's rounds change no state")
-    _expect(storage.rounds("p") == (summary_of(1),), "another population's rounds add no rows")
-    _expect(storage.blob(sha256_hex(b"shared")) == b"shared", "the newest checkpoint of each population is kept")
-    _expect(storage.blob(sha256_hex(b"shared extra")) == b"shared extra", "and its extra")
+    expect(storage.load("p") == record, "another population's rounds change no state")
+    expect(storage.rounds("p") == (summary_of(1),), "another population's rounds add no rows")
+    expect(storage.blob(sha256_hex(b"shared")) == b"shared", "the newest checkpoint of each population is kept")
+    expect(storage.blob(sha256_hex(b"shared extra")) == b"shared extra", "and its extra")
     storage.close()
-
-
-def charge_of(number: int, loss: bytes = b"loss", times: int = 1) -> PrivacyCharge:
-    """Return a row of a privacy ledger to store; rows of different numbers differ."""
-    return PrivacyCharge(plan=f"plan {number}", round=number, phase=0, attempt=f"a{number}", loss=loss, times=times)
 
 
 def privacy_charges_add_up_and_stay(open_storage: Open) -> None:
     """Check that charges add up by loss, over commits, abandoned rounds and reopening, and that none is taken back."""
     storage = open_storage()
     begin(storage)
-    _expect(dict(storage.privacy_spent("p")) == {}, "a new population has spent nothing")
+    expect(dict(storage.privacy_spent("p")) == {}, "a new population has spent nothing")
     seen: list[dict[bytes, int]] = []
     rows = [charge_of(1, b"x"), charge_of(1, b"y", 3), charge_of(2, b"x", 2), charge_of(2, b"\x00z")]
     storage.charge_privacy("p", rows[:2], lambda spent: seen.append(dict(spent)))
     storage.add_summary("p", summary_of(1, "abandoned"))
     storage.charge_privacy("p", rows[2:], lambda spent: seen.append(dict(spent)))
     storage.commit_round("p", summary_of(1), b"checkpoint", b"")
-    _expect(seen == [{}, {b"x": 1, b"y": 3}], "a charge is admitted by what was spent before it")
+    expect(seen == [{}, {b"x": 1, b"y": 3}], "a charge is admitted by what was spent before it")
     for _ in range(2):
-        _expect(dict(storage.privacy_spent("p")) == {b"x": 3, b"y": 3, b"\x00z": 1}, "charges add up by loss")
-        _expect(storage.privacy_charges("p") == tuple(rows), "every charge is a row")
+        expect(dict(storage.privacy_spent("p")) == {b"x": 3, b"y": 3, b"\x00z": 1}, "charges add up by loss")
+        expect(storage.privacy_charges("p") == tuple(rows), "every charge is a row")
         storage.close()
         storage = open_storage()
     storage.close()
@@ -267,13 +263,13 @@ def refused_privacy_charges_change_nothing(open_storage: Open) -> None:
         raise NotFoundError("test", expected="a budget", got="none")
 
     refused = partial(storage.charge_privacy, "p", [charge_of(2), charge_of(3)], refuse)
-    _expect_error(NotFoundError, refused, "the error of a refusal comes through")
-    _expect(storage.privacy_charges("p") == (charge_of(1),), "a refused charge leaves no row")
+    expect_error(NotFoundError, refused, "the error of a refusal comes through")
+    expect(storage.privacy_charges("p") == (charge_of(1),), "a refused charge leaves no row")
     nobody = partial(storage.charge_privacy, "nobody", [charge_of(4)], lambda spent: None)
-    _expect_error(StorageError, nobody, "a charge needs its population")
-    _expect(storage.privacy_charges("nobody") == (), "a charge for nobody leaves no row")
+    expect_error(StorageError, nobody, "a charge needs its population")
+    expect(storage.privacy_charges("nobody") == (), "a charge for nobody leaves no row")
     storage.charge_privacy("p", [charge_of(2)], lambda spent: None)
-    _expect(storage.privacy_charges("p") == (charge_of(1), charge_of(2)), "the next charge is taken as usual")
+    expect(storage.privacy_charges("p") == (charge_of(1), charge_of(2)), "the next charge is taken as usual")
     storage.close()
 
 
@@ -284,6 +280,6 @@ def privacy_ledgers_do_not_touch_each_other(open_storage: Open) -> None:
     begin(storage, "q")
     storage.charge_privacy("p", [charge_of(1, b"same", 5)], lambda spent: None)
     storage.charge_privacy("q", [charge_of(2, b"same", 7)], lambda spent: None)
-    _expect(dict(storage.privacy_spent("p")) == {b"same": 5}, "a population's own charges")
-    _expect(dict(storage.privacy_spent("q")) == {b"same": 7}, "a population's own charges")
+    expect(dict(storage.privacy_spent("p")) == {b"same": 5}, "a population's own charges")
+    expect(dict(storage.privacy_spent("q")) == {b"same": 7}, "a population's own charges")
     storage.close()

@@ -41,6 +41,7 @@
     │   ├── RoundClosedError   round_closed          a stale round: closed before the report came
     │   └── AlreadyCountedError already_counted      a second report for one session
     ├── StateError             illegal_transition    a message that the state machine does not accept now
+    │   └── TaskStateError     task_state            a task that cannot do in its state what was asked
     ├── SecAggError            secagg                a secure sum that cannot go on
     │   ├── SecAggMessageError secagg_message        malformed, of another session, or not canonical
     │   ├── ThresholdError     secagg_threshold      fewer than t shares, or fewer than min_survivors parties
@@ -57,6 +58,7 @@
     ├── NotFoundError          not_found
     ├── StorageError           storage
     │   ├── StorageFullError   storage_full
+    │   ├── StorageLockedError storage_locked        another program writes into the database
     │   ├── BlobHashError      blob_hash             a stored or downloaded blob is not what its name says
     │   ├── LedgerBrokenError  ledger_broken         the chain of a device's ledger does not hold
     │   ├── StoreCorruptError  store_corrupt         an example store whose file is damaged
@@ -128,6 +130,8 @@ __all__ = [
     "StorageFullError",
     "StoreCorruptError",
     "StoreSealedError",
+    "StorageLockedError",
+    "TaskStateError",
     "ThresholdError",
     "TooFewExamplesError",
     "TooLargeError",
@@ -430,6 +434,12 @@ class StateError(CoveyError):
     http_status = 409
 
 
+class TaskStateError(StateError):
+    """A task that cannot do in its present state what was asked."""
+
+    code = "task_state"
+
+
 class SecAggError(CoveyError):
     """A secure sum that cannot go on."""
 
@@ -535,6 +545,13 @@ class StorageFullError(StorageError):
 
     code = "storage_full"
     http_status = 507
+
+
+class StorageLockedError(StorageError):
+    """A database into which another program writes for too long."""
+
+    code = "storage_locked"
+    http_status = 503
 
 
 class BlobHashError(StorageError):

@@ -48,6 +48,7 @@ __all__ = [
     "RoundSummary",
     "SECURE_STEPS",
     "Taken",
+    "TaskStatus",
     "decode_message",
     "encode_message",
     "error_from_body",
@@ -204,7 +205,8 @@ class RoundSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
     ``status`` is ``committed`` or ``abandoned`` (then ``reason`` says why). ``lost`` devices were selected and not
     counted: they gave up, dropped out, or came after the round had closed. ``metrics`` are means over the cohort's
-    training examples, measured while it trained.
+    training examples, measured while it trained; of a round of kind ``evaluate``, over the examples that it evaluated
+    the checkpoint on. A row with the status ``rolled_back`` is a new version of the model: an earlier checkpoint.
     """
 
     round: int
@@ -217,6 +219,36 @@ class RoundSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
     bytes_down: int
     bytes_up: int
     metrics: dict[str, float] = {}
+    checkpoint: str = ""
+    task: str = ""
+    kind: str = "train"
+
+
+class TaskStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What an administrator is told of a task.
+
+    Attributes:
+        task: its name in the population.
+        kind: ``train`` or ``evaluate``.
+        state: ``created``, ``running``, ``paused``, ``completed`` or ``cancelled``.
+        plan: SHA-256 of its plan.
+        plan_task: what the plan calls its task.
+        mode: ``plain`` or ``secure``.
+        min_cohort: the fewest devices in a sum.
+        rounds: how many of its rounds are committed.
+        settings: how its rounds go and when they are due.
+        checkpoint: what an evaluation reads; empty: the newest.
+    """
+
+    task: str
+    kind: str
+    state: str
+    plan: str
+    plan_task: str
+    mode: str
+    min_cohort: int
+    rounds: int
+    settings: dict[str, Any]
     checkpoint: str = ""
 
 
