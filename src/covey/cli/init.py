@@ -35,6 +35,7 @@ _CONFIG = """\
 population = "{population}"
 host = "{host}"
 port = {port}            # 0 takes a free one
+# enrolment = "token"   # only devices of your application: docs/admission.md
 
 [round]
 goal = {goal}              # reports that close a round
