@@ -56,8 +56,10 @@ TIMEOUT_S = 30.0
 class Round:
     """One attempt of ``count`` devices: the role, the devices' halves, and what the coordinator was told."""
 
-    def __init__(self, count=6, group_size=6, min_cohort=3, seed=0, codec="float32", active=False, now_s=0.0):
-        self.plan_data = world.secure_plan_bytes(group_size, min_cohort, codec)
+    def __init__(
+        self, count=6, group_size=6, min_cohort=3, seed=0, codec="float32", active=False, now_s=0.0, plan_data=None
+    ):
+        self.plan_data = plan_data or world.secure_plan_bytes(group_size, min_cohort, codec)
         if active:
             self.plan_data = world.active_plan_bytes(group_size, min_cohort)
         self.steps = ACTIVE_STEPS if active else SECURE_STEPS
@@ -68,10 +70,14 @@ class Round:
         )
         self.now_s, self.told = now_s, []
         self.sessions = [f"s{i}" for i in range(count)]
-        self.values = {s: parts.values(weight=1.0 + i, seed=i) for i, s in enumerate(self.sessions)}
+        self.values = {s: self.contribution(i) for i, s in enumerate(self.sessions)}
         self.devices = {s: self.device(s, self.offer) for s in self.sessions}
         self.answers = {}
         self.route(self.role.receive(OpenShard("a", 0, tuple(self.sessions), self.offer), 0.0))
+
+    def contribution(self, index):
+        """Return what a device made of its training, as reals."""
+        return parts.values(weight=1.0 + index, seed=index)
 
     def device(self, session, offer):
         """Return a device that has trained, and was told ``offer``."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from covey.cli import consent
 from covey.cli.options import file_path, read_file
 
 if TYPE_CHECKING:
@@ -23,7 +24,11 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.group("device")
 def command() -> None:
-    """Run a device, and put examples on it."""
+    """Run a device, put examples on it, and see and decide what it does."""
+
+
+for _own in consent.commands:
+    command.add_command(_own)
 
 
 @command.command()

@@ -18,7 +18,10 @@ from covey.cli.options import (
 from covey.cli.output import StatusLine
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from covey.plans.manifest import PrivacyTerms
+    from covey.plans.plan import Plan
     from covey.recipes.prepare import Prepared
 
 __all__ = ["command", "secure_terms", "write_population"]
@@ -27,6 +30,7 @@ _LEAST_SECURE = 3
 _OVER_SELECTION = 1.3
 _GROUP_SIZE = 100
 """Up to here everybody shares keys with everybody, which costs a device little."""
+_DELEGATED_DAYS = 90
 _MAX_WEIGHT = 4000
 """A larger cap would leave too few bits behind the point in a ring of 32 bits."""
 
@@ -45,6 +49,12 @@ report_timeout_s = {report_timeout_s:g}
 step_timeout_s = {step_timeout_s:g}     # of each step of a secure sum, for whoever vanished in it
 max_rounds = {max_rounds}          # 0: go on for ever
 hyper = {{ {hyper} }}
+
+[release]
+every = {every}              # committed rounds between two candidates; 0: nothing is released
+evaluate = {evaluate}         # {evaluate_why}
+min_devices = {min_devices}       # that must have compared a candidate with the release before it
+margin = 0.01           # of the loss, that does not count as worse
 """
 
 
@@ -95,6 +105,7 @@ def command(
     Devices trust whoever holds DIR/owner/owner.key: keep that folder off the server. A sum over few devices says much
     about each of them: lower --min-cohort only where that is no harm, as in a trial with devices of your own.
     """
+    from covey.privacy.spec import is_noised
     from covey.recipes.recipe import load_recipe
 
     authority = _authority(plain, active, authority_key)
@@ -114,6 +125,7 @@ def command(
         port=port,
         max_rounds=max_rounds,
         report_timeout_s=600.0,
+        noised=is_noised(privacy),
         promise=lambda prepared: (
             prepared if privacy is None else promised(prepared, privacy, settings.cohort, max_rounds, devices)
         ),
@@ -190,9 +202,13 @@ def write_population(
     max_rounds: int,
     report_timeout_s: float,
     step_timeout_s: float = 30.0,
+    noised: bool = False,
+    candidate_every: int = 10,
     promise: "Callable[[Prepared], Prepared]" = lambda prepared: prepared,
 ) -> str:
-    """Write the two folders and return the plan's hash. ``promise`` may write differential privacy into the plan.
+    """Write the two folders and return the plan's hash.
+
+    ``promise`` writes differential privacy into the plan; ``noised`` says whether it does.
 
     Raises:
         UsageError: the folder is already in use, or a cohort below ``min_cohort``.
@@ -222,8 +238,8 @@ def write_population(
     terms = PrivacyTerms(min_cohort=min_cohort, n_max=max(1000, 2 * settings.cohort))
     if secure:
         terms = secure_terms(min_cohort, settings, authority)
-    prepared = promise(prepare(recipe, source, settings, terms, dataset))
-    key = generate_owner_key()
+    prepared = promise(prepare(recipe, source, settings, terms, dataset, noised=noised))
+    key, evaluated = generate_owner_key(), prepared.plan.manifest.privacy.noise is None
     with storage_errors(f"directory {directory}"):
         owner.mkdir(parents=True)
         server.mkdir()
@@ -232,6 +248,7 @@ def write_population(
         (server / "plan.covey").write_bytes(prepared.plan_bytes)
         (server / "plan.sig").write_text(sign_plan(key, population, prepared.plan.hash).hex())
         (server / "checkpoint.bin").write_bytes(prepared.checkpoint)
+        _write_release_files(server, key, population, prepared.plan)
         (server / "server.toml").write_text(
             _CONFIG.format(
                 directory=server,
@@ -242,7 +259,36 @@ def write_population(
                 report_timeout_s=report_timeout_s,
                 step_timeout_s=step_timeout_s,
                 max_rounds=max_rounds,
+                every=candidate_every,
+                evaluate=str(evaluated).lower(),
+                evaluate_why="compare with the release before it" if evaluated else "devices send no metrics here",
+                min_devices=max(3, min(30, math.floor(settings.cohort * 0.7))),
                 hyper=f"lr = {settings.lr!r}" if settings.algorithm == "fedavg" else "",
             )
         )
     return prepared.plan.hash
+
+
+def _write_release_files(server: Path, owner: "Ed25519PrivateKey", population: str, plan: "Plan") -> None:
+    """Write what a server publishes with: its release key, the owner's delegation, the evaluation plan."""
+    import time
+
+    import msgspec
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from covey.plans.evaluation import evaluation_plan
+    from covey.plans.release import delegate
+    from covey.plans.signing import private_key_pem, public_key_pem, sign_plan
+    from covey.server.authority import write_private
+    from covey.server.release_key import DELEGATION_FILE, KEY_FILE, OWNER_FILE
+    from covey.types.tensors import sha256_hex
+
+    key = Ed25519PrivateKey.generate()
+    word = delegate(owner, population, key.public_key(), int(time.time()) + _DELEGATED_DAYS * 86_400)
+    write_private(server / KEY_FILE, private_key_pem(key))
+    (server / DELEGATION_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(word)) + b"\n")
+    (server / OWNER_FILE).write_bytes(public_key_pem(owner.public_key()))
+    if plan.manifest.privacy.noise is None:  # otherwise devices send no metrics, and there is nothing to compare
+        data = evaluation_plan(plan)
+        (server / "evaluation.covey").write_bytes(data)
+        (server / "evaluation.sig").write_text(sign_plan(owner, population, sha256_hex(data)).hex())

@@ -96,6 +96,7 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
     async def received(request: Request, message: Callable[[str, memoryview], Any]) -> Any:
         """Read a body into one of the few buffers, hand it over, and return what the aggregator answers."""
         size = _content_length(request, service.max_body_bytes)
+        service.shards.place(request.path_params["session"])  # a buffer is for those who were selected
         buffer = service.take_buffer()
         used = 0
         try:

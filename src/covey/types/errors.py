@@ -64,6 +64,7 @@
     │   ├── StoreCorruptError  store_corrupt         an example store whose file is damaged
     │   └── StoreSealedError   store_sealed          an encrypted example store without its key, or a plain one
     ├── PortInUseError         port_in_use
+    ├── UnhealthyError         unhealthy             the storage does not answer, or no clock runs
     ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
         ├── ClipMissingError   privacy_no_clip       noise without a clip
@@ -128,9 +129,9 @@ __all__ = [
     "StateError",
     "StorageError",
     "StorageFullError",
+    "StorageLockedError",
     "StoreCorruptError",
     "StoreSealedError",
-    "StorageLockedError",
     "TaskStateError",
     "ThresholdError",
     "TooFewExamplesError",
@@ -139,6 +140,7 @@ __all__ = [
     "TrainingError",
     "TransportError",
     "UnauthorizedError",
+    "UnhealthyError",
     "UnsupportedPrimitiveError",
     "UpdateError",
     "UpdateFormatError",
@@ -583,6 +585,13 @@ class PortInUseError(CoveyError):
     """A port on which something else listens."""
 
     code = "port_in_use"
+
+
+class UnhealthyError(CoveyError):
+    """A server that cannot do its work: its storage does not answer, or the clock of its rounds stands still."""
+
+    code = "unhealthy"
+    http_status = 503
 
 
 class ReleaseRefusedError(CoveyError):
