@@ -1,6 +1,7 @@
 """The HTTPS adapter: requests become messages to the roles, and their answers become responses. No access log."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -122,8 +123,16 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
 
     async def blob(request: Request) -> Response:
         counted = "authorization" in request.headers and _authorize(service, gate, request)
-        data = service.blob(request.path_params["sha256"], counted=counted)
-        return Response(data, media_type=_BINARY, headers=_IMMUTABLE)
+        name = request.path_params["sha256"]
+        start = _range_start(request, name)
+        data = service.blob(name, counted=counted, start=start)
+        headers = {**_IMMUTABLE, "etag": f'"{name}"', "accept-ranges": "bytes"}
+        if start >= len(data) > 0:
+            return Response(status_code=416, headers={"content-range": f"bytes */{len(data)}"})
+        if not start:
+            return Response(data, media_type=_BINARY, headers=headers)
+        headers["content-range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        return Response(memoryview(data)[start:], 206, headers, _BINARY)
 
     async def status(request: Request) -> Response:
         after = request.query_params.get("after", "0")
@@ -157,6 +166,17 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
         },
         lifespan=lifespan,
     )
+
+
+def _range_start(request: Request, name: str) -> int:
+    """Return where the rest of a blob begins that a device asks for; 0 is all of it, as for any other kind of range.
+
+    What ``If-Range`` names must be this blob, else all of it is sent: RFC 9110, section 13.1.5.
+    """
+    found = re.fullmatch(r"bytes=(\d{1,15})-", request.headers.get("range", ""))
+    if found is None or request.headers.get("if-range", f'"{name}"') != f'"{name}"':
+        return 0
+    return int(found[1])
 
 
 def _own_mode(service: Service, session: str, mode: str) -> None:
