@@ -352,6 +352,14 @@ def test_a_masked_input_that_is_malformed_is_refused_and_missed_by_nobody(change
     assert r.send("s5", "mask", bodies["s5"]) == Taken(step="mask")  # the sum was untouched
 
 
+@pytest.mark.parametrize("step", ["advertise", "share", "mask"])
+def test_a_message_of_another_round_is_refused_however_good_it_was_there(step):
+    (r, bodies), (_, others) = active_until(step), active_until(step)
+    for s in r.sessions:
+        assert isinstance(r.send(s, step, others[s]), SecAggMessageError)
+        assert r.send(s, step, bodies[s]) == Taken(step=step)
+
+
 def test_ten_thousand_sessions_that_never_report_leave_nothing_behind():
     r = Round(count=0)
     for number in range(3):

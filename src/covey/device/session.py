@@ -270,6 +270,8 @@ class Session:
         self._expect(*(s for s in SessionState if s is not SessionState.FINISHED))
         if self.state is SessionState.ABANDONING:
             return self.abandoned()
+        if error is not None and self.state is SessionState.CERTIFYING:
+            return self._give_up(error.code, error)  # the authority is away, not the server: the round need not wait
         if error is not None:
             return self._finish(Lost(error))
         if self.state in (SessionState.IDLE, SessionState.CHECKING_IN):
