@@ -132,12 +132,16 @@ class ReleaseDesk:
         assert self._metric is not None, "an evaluation was made by a plan"
         return self._try(self._pending, {}, Comparison.of(self._metric, means), now_s)
 
-    def evaluation_failed(self, wanted: Wanted, now_s: float) -> CandidateSummary | None:
-        """Take an abandoned evaluation round; after enough of them the candidate stays out."""
+    def evaluation_failed(self, wanted: Wanted) -> bool:
+        """Take an abandoned evaluation round; return whether there were enough of them, so that no other is made."""
         if self._pending is None or wanted != self._waited_for():
-            return None
+            return False
         self._num_failed += 1
-        if self._num_failed < self.settings.attempts:
+        return self._num_failed >= self.settings.attempts
+
+    def give_up(self, wanted: Wanted, now_s: float) -> CandidateSummary | None:
+        """Keep a candidate out because no evaluation of it will be made."""
+        if self._pending is None or wanted != self._waited_for():
             return None
         return self._settle(self._pending, Verdict("evaluation_failed"), None, now_s)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import socket
 import ssl
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from covey.server.authority import ensure_authority
 from covey.server.config import ServerConfig
 from covey.server.credentials import Credentials, load_or_make_key
 from covey.server.http import create_app
+from covey.server.logs import event, logging_to
+from covey.server.metrics import serve_metrics
 from covey.server.population import load_population
 from covey.server.service import Service
 from covey.storage.blobs import storage_errors
@@ -56,8 +59,7 @@ def serve(
         UsageError: a file or a value that cannot be used.
         StorageError: the directory cannot be written.
     """
-    listener = _listen(config.host, config.port)
-    with listener:
+    with logging_to(config.log_format, config.log_level), _listen(config.host, config.port) as listener:
         authority = directory / "authority"
         ensure_authority(authority)
         with storage_errors(f"directory {directory}"):
@@ -65,13 +67,21 @@ def serve(
         storage = SqliteStorage(directory / "data", keep_checkpoints=config.keep_checkpoints)
         try:
             record = load_population(storage, directory, config)
-            service = Service(storage, config, Credentials(key), on_round=on_round)
+            service = Service(storage, config, Credentials(key), on_round=on_round, directory=directory)
             port = listener.getsockname()[1]
             ready = Listening(f"https://{config.host}:{port}", config.population, record.round)
-            server = _Server(_uvicorn_config(service, authority), service, lambda: on_ready(ready))
-            server.run(sockets=[listener])
+            server = _Server(_uvicorn_config(service, authority), service, lambda: _told(ready, service, on_ready))
+            with serve_metrics(service.metrics, config.metrics_port):
+                server.run(sockets=[listener])
         finally:
             storage.close()
+        event(logging.INFO, "stopped")
+
+
+def _told(ready: Listening, service: Service, on_ready: Callable[[Listening], None]) -> None:
+    on_ready(ready)
+    state = service.releasing.desk.state(service.now_s())
+    event(logging.INFO, "serving", population=ready.population, round=ready.round, releases=state)
 
 
 class _Server(uvicorn.Server):
@@ -88,6 +98,7 @@ class _Server(uvicorn.Server):
             self._on_ready()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        event(logging.INFO, "stopping")
         self._service.stop()
         cutting = asyncio.create_task(self._cut_closed())
         try:
