@@ -200,7 +200,8 @@ def test_without_the_owners_word_nothing_is_released_and_training_goes_on(direct
         assert (await served.status()).releasing == state and (await history(served)).candidates == ()
         events = [json.loads(line) for line in out.getvalue().splitlines()]
         assert [e["state"] for e in events if e["event"] == "releases"] == [state]
-        assert [e["level"] for e in events if e["event"] == "releases"] == ["warning"]
+        level = "info" if gone == KEY_FILE else "warning"
+        assert [e["level"] for e in events if e["event"] == "releases"] == [level]
 
     with logging_to("json", "info", out):
         apps.run(scenario, directory=directory, release=GATE, rounds=ROUNDS)
