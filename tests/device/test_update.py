@@ -6,7 +6,6 @@ import pytest
 
 from covey.compression.codec import codec_named, segment_seed
 from covey.device.agent import DeviceAgent
-from covey.device.randomness import PrivateStream
 from covey.device.trainer import LocalResult
 from covey.device.update import encoded_update, trained_masks
 from covey.types.errors import UpdateNotFiniteError
@@ -42,16 +41,6 @@ def test_what_is_not_finite_is_not_sent():
 
 def test_a_plan_without_a_structured_update_has_no_masks():
     assert trained_masks(world.plan().manifest, world.assignment()) == {}
-
-
-def test_private_streams_are_aes_ctr_and_differ_by_seed_and_label():
-    """Against a second instance read in other pieces: the stream does not depend on how it is taken."""
-    a, b = PrivateStream(bytes(32), "x"), PrivateStream(bytes(32), "x")
-    assert a.take(5) + a.take(100) == b.take(105)
-    others = [PrivateStream(bytes(32), "y"), PrivateStream(b"1" * 32, "x")]
-    assert len({PrivateStream(bytes(32), "x").take(16), *(o.take(16) for o in others)}) == 3
-    bits = np.unpackbits(np.frombuffer(PrivateStream(bytes(32), "x").take(125_000), np.uint8))
-    assert abs(int(bits.sum()) - 500_000) < 6 * 500  # a fair million: deviation 500
 
 
 def test_rounding_is_drawn_from_the_sessions_own_seed_and_public_choices_are_not():

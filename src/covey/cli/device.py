@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from covey.cli import consent
 from covey.cli.options import file_path, read_file
 
 if TYPE_CHECKING:
     from covey.data.dataset import Examples, FederatedDataset
     from covey.device.agent import AgentEvent, DeviceAgent
+    from covey.device.authority import PinnedAuthority
     from covey.plans.manifest import ExampleSchema
 
 __all__ = ["command", "fill_home"]
@@ -22,7 +24,11 @@ _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.group("device")
 def command() -> None:
-    """Run a device, and put examples on it."""
+    """Run a device, put examples on it, and see and decide what it does."""
+
+
+for _own in consent.commands:
+    command.add_command(_own)
 
 
 @command.command()
@@ -34,6 +40,11 @@ def command() -> None:
     "--home", "homes", required=True, multiple=True, type=_FOLDER, metavar="DIR",
     help="State directory: examples, credential, caches. Given several times: several devices in one process.",
 )  # fmt: skip
+@click.option("--authority", "authority_url", metavar="URL", help="The enrolment authority: https://HOST:PORT")
+@click.option("--authority-key", type=file_path, metavar="FILE", help="Whose certificates count: authority.pub.")
+@click.option("--authority-ca", type=file_path, metavar="FILE", help="For its HTTPS; the system's unless told.")
+@click.option("--attestation", metavar="FILE|-", help="Tokens of the application's backend for the server.")
+@click.option("--authority-attestation", metavar="FILE|-", help="The same for the authority; one is used up an hour.")
 @click.option("--once", is_flag=True, help="End after one update was counted, or with the error that prevented it.")
 @click.option("--accept-plain", is_flag=True, help="Accept that updates travel unmasked: the server could look at one.")
 @click.option("--min-cohort", type=int, default=100, show_default=True, help="The fewest devices in an opened sum.")
@@ -46,6 +57,11 @@ def run(
     owner_key: Path,
     ca: Path | None,
     homes: tuple[Path, ...],
+    authority_url: str | None,
+    authority_key: Path | None,
+    authority_ca: Path | None,
+    attestation: str | None,
+    authority_attestation: str | None,
     once: bool,
     accept_plain: bool,
     min_cohort: int,
@@ -77,19 +93,68 @@ def run(
     if not 0 <= min_noise < float("inf"):
         raise UsageError("--min-noise", expected="a noise multiplier of at least 0", got=f"{min_noise:g}")
     floor = PrivacyFloor(noise_multiplier=min_noise)
-    policy = OwnerPolicy(key, population, accept_plain=accept_plain, min_cohort=min_cohort, privacy=floor)
+    authorities = _authorities(
+        authority_url, authority_key, authority_ca, population, _tokens(authority_attestation), len(homes)
+    )
+    policy = OwnerPolicy(
+        key,
+        population,
+        accept_plain=accept_plain,
+        min_cohort=min_cohort,
+        privacy=floor,
+        authority=authorities[0].key if authorities[0] is not None else b"",
+    )
+    tokens = _tokens(attestation)
     trainer, verified, lock = OnnxTrainer(), Verified(), threading.Lock()
     with ExitStack() as stack:
         agents = []
-        for home in homes:
+        for home, authority in zip(homes, authorities, strict=True):
             opened = stack.enter_context(DeviceHome(home))
             show = _shown(home.name if len(homes) > 1 else "", as_json, lock)
             agents.append(
-                DeviceAgent(opened, server, policy, ca_file=ca, trainer=trainer, verified=verified, on_event=show)
+                DeviceAgent(
+                    opened,
+                    server,
+                    policy,
+                    ca_file=ca,
+                    trainer=trainer,
+                    verified=verified,
+                    on_event=show,
+                    authority=authority,
+                    attestation=tokens,
+                )
             )
         with stop_on_signals(*(a.stop for a in agents)) as received:
             _run_all(agents, once)
     return 128 + received[0] if received and not once else 0
+
+
+def _tokens(name: str | None) -> "Callable[[], str]":
+    """Return what gives the device's next attestation."""
+    from covey.device.tokens import AttestationFile
+
+    return AttestationFile(Path(name)) if name is not None else lambda: ""
+
+
+def _authorities(
+    url: str | None, key_file: Path | None, ca: Path | None, population: str, tokens: "Callable[[], str]", count: int
+) -> "list[PinnedAuthority] | list[None]":
+    """Return a pinned authority for each device, or none for any."""
+    from covey.device.authority import PinnedAuthority
+    from covey.plans.signing import load_public_key
+    from covey.types.errors import UsageError
+
+    if url is None and key_file is None:
+        return [None] * count
+    if url is None or key_file is None:
+        raise UsageError(
+            "--authority",
+            expected="URL and --authority-key FILE, both",
+            got="one of them",
+            hint="the key comes from the application by a trusted way, never from the server",
+        )
+    key = load_public_key(read_file(key_file, "--authority-key"), f"--authority-key {key_file}").public_bytes_raw()
+    return [PinnedAuthority(url, key, population, ca_file=ca, attestation=tokens) for _ in range(count)]
 
 
 def _run_all(agents: "list[DeviceAgent]", once: bool) -> None:

@@ -23,6 +23,8 @@ _COMMANDS: Mapping[str, str] = {
     "init": "covey.cli.init",
     "serve": "covey.cli.serve",
     "device": "covey.cli.device",
+    "authority": "covey.cli.authority",
+    "attest": "covey.cli.attest",
     "plan": "covey.cli.plan",
     "release": "covey.cli.release",
     "data": "covey.cli.data",

@@ -72,6 +72,7 @@ def build(
     """
     from covey.cli.init import secure_terms
     from covey.plans.manifest import PrivacyTerms
+    from covey.privacy.spec import is_noised
     from covey.recipes.prepare import prepare
     from covey.recipes.recipe import load_recipe
 
@@ -82,7 +83,7 @@ def build(
     dataset = found.data(settings, seed)
     terms = secure_terms(min_cohort, settings) if secure else PrivacyTerms(min_cohort=min_cohort, n_max=n_max)
     prepared = prepare(
-        found, recipe, settings, terms, dataset, seed=seed,
+        found, recipe, settings, terms, dataset, seed=seed, noised=is_noised(privacy),
         on_build=lambda: status.show("tracing, lowering and checking against JAX ..."),
     )  # fmt: skip
     status.clear()
@@ -152,10 +153,11 @@ def check(plan: Path, owner_key: Path | None, population: str | None, signature:
         raise UsageError("--owner-key and --population", expected="both or neither", got="one")
     opened = _open(plan)
     lint_plan(opened)
+    terms = opened.manifest.privacy
     for index, phase in enumerate(opened.manifest.phases):
         opened.manifest.layout(index)
         for segment in phase.segments:
-            codec_for(segment.codec, opened.manifest.privacy.mode, opened.manifest.privacy.most_in_sum)
+            codec_for(segment.codec, terms.mode, terms.most_in_sum, noised=terms.noise is not None)
     click.echo(f"{plan}: canonical, schema {opened.manifest.schema}, {len(opened.graphs)} graphs of allowed operators")
     if owner_key is None or population is None:
         click.echo("signature: not checked (give --owner-key and --population)")
@@ -244,6 +246,11 @@ def _facts(m: "Manifest") -> dict[str, str]:
             f"of groups of up to {secure.group_size} devices, opened over at least {terms.min_cohort} or not at all; "
             f"up to {secure.adversary:.0%} may collude with the server and {secure.dropout:.0%} drop out; "
             f"integers modulo 2^{'/2^'.join(sorted({str(s.ring_bits) for s in m.layout(0)[1:]}))}"
+        )
+        facts["server"] = (
+            f"sums hold against a server that lies; devices certified by {secure.authority[:12]}…"
+            if secure.is_active
+            else "assumed to follow the protocol, and to be curious"
         )
     if terms.noise is not None:
         n = terms.noise

@@ -55,7 +55,7 @@ class DeviceHome:
             path.chmod(0o700)
         self._lock = _locked(path / "lock")
         try:
-            self.examples = ExampleStore(path / "examples.db", max_bytes=max_example_bytes)
+            self.examples = ExampleStore.of_home(path, max_bytes=max_example_bytes)
             with storage_errors(f"state directory {path}"):
                 for leftover in (*path.glob(".partial-*"), *self._blobs.glob(".partial-*")):
                     leftover.unlink()  # of a process that was killed while it wrote

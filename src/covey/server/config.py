@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from covey.admission.limits import Limits
 from covey.types.errors import UsageError
 
 __all__ = ["ReleaseConfig", "RoundConfig", "ServerConfig", "load_config"]
@@ -68,7 +69,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         unmask_workers: processes that take the masks off secure sums; 0: the aggregator's own thread does, which is
             enough for small models and groups.
         keep_checkpoints: how many checkpoints stay on the disk.
-        enrolment: ``open`` (anybody gets a credential: for a trusted network or a demonstration only).
+        enrolment: who gets a credential. ``open``: anybody, for a trusted network or a demonstration only; ``token``:
+            who has a token of the application's backend; else an entry point of ``covey.attestation``.
+        attestation: what the verifier needs; for ``token``, ``key``: the backend's public key, a PEM file.
+        limits: how much one client may ask.
         metrics_port: where Prometheus metrics are served, on the loopback address without TLS; 0: nowhere.
         log_format: ``text``, or ``json`` for one JSON object in each line.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
@@ -92,6 +96,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     unmask_workers: int = 0
     keep_checkpoints: int = 10
     enrolment: str = "open"
+    attestation: dict[str, str] = {}
+    limits: Limits = Limits()
     metrics_port: int = 0
     log_format: str = "text"
     log_level: str = "warning"
@@ -117,7 +123,7 @@ def load_config(path: Path) -> ServerConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"configuration {path}", expected="TOML", got=str(e)) from e
     _known_keys(path, table, ServerConfig, "")
-    for name, kind in (("round", RoundConfig), ("release", ReleaseConfig)):
+    for name, kind in (("round", RoundConfig), ("release", ReleaseConfig), ("limits", Limits)):
         if isinstance(table.get(name), dict):
             _known_keys(path, table[name], kind, f"{name}.")
     try:
@@ -157,8 +163,7 @@ def _check(path: Path, config: ServerConfig) -> None:
         value = getattr(config, name)
         if not low <= value <= high:
             raise UsageError(f"configuration {path}: {name}", expected=f"{low} to {high}", got=str(value))
-    if config.enrolment != "open":
-        raise UsageError(f"configuration {path}: enrolment", expected="open", got=config.enrolment)
+    config.limits.check(f"configuration {path}")
     for name, known in (("log_format", LOG_FORMATS), ("log_level", LOG_LEVELS)):
         if (text := getattr(config, name)) not in known:
             raise UsageError(f"configuration {path}: {name}", expected=" or ".join(known), got=text)

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from covey.server.admission import Gate
 from covey.server.messages import AbandonArrived, DeviceArrived, ReportArrived, StepArrived
 from covey.server.operations import operation_routes
 from covey.server.service import Service
@@ -23,14 +24,13 @@ from covey.types.errors import (
     WireError,
 )
 from covey.wire.messages import (
+    ACTIVE_STEPS,
     CREDENTIAL_SCHEME,
     MAX_MESSAGE_BYTES,
-    SECURE_STEPS,
     Abandon,
     Assignment,
     CheckIn,
     Enroll,
-    Enrolled,
     ErrorBody,
     Joined,
     decode_message,
@@ -46,18 +46,24 @@ _IMMUTABLE = {"cache-control": "public, max-age=31536000, immutable"}
 _HTTP_CODES = {404: "not_found", 405: "wire_invalid"}
 
 
-def create_app(service: Service) -> Starlette:
-    """Return the application that serves ``service``; the routes are those of ``wire/SPEC.md``."""
+def create_app(service: Service, gate: Gate | None = None) -> Starlette:
+    """Return the application that serves ``service``; the routes are those of ``wire/SPEC.md``.
+
+    Args:
+        service: the roles.
+        gate: who is let in; None: as the service's configuration says.
+    """
+    gate = gate or Gate.of(service.config, service.credentials)
 
     async def enroll(request: Request) -> Response:
         message = decode_message(await _small_body(request), Enroll)
         _own_population(service, message.population)
-        token = service.credentials.issue(service.population, service.now_s())
-        return _json(Enrolled(credential=token, expires_in_s=service.credentials.lifetime_s))
+        peer = request.client.host if request.client is not None else ""
+        return _json(await gate.enroll(message, peer, service.now_s()))
 
     async def check_in(request: Request) -> Response:
         message = decode_message(await _small_body(request), CheckIn)
-        _authorize(service, request)
+        _authorize(service, gate, request)
         _own_population(service, message.population)
         if (now := service.come_back_now()) is not None:
             return _json(now)
@@ -67,14 +73,14 @@ def create_app(service: Service) -> Starlette:
         return _json(answer)
 
     async def report(request: Request) -> Response:
-        _authorize(service, request)
+        _authorize(service, gate, request)
         session = request.path_params["session"]
         _own_mode(service, session, "plain")
         with service.metrics.reporting() as done:
             return _json(done(await received(request, lambda ticket, body: ReportArrived(ticket, session, body))))
 
     async def step(request: Request) -> Response:
-        _authorize(service, request)
+        _authorize(service, gate, request)
         session, name = request.path_params["session"], _step(service, request)
         with service.metrics.reporting() as done:
             if name == "mask":  # as large as a model: it is read into one of the few buffers
@@ -84,7 +90,7 @@ def create_app(service: Service) -> Starlette:
             return _json(done(await answer))
 
     async def told(request: Request) -> Response:
-        _authorize(service, request)
+        _authorize(service, gate, request)
         ticket, answer = service.await_step(request.path_params["session"], _step(service, request))
         try:
             message = await asyncio.wait_for(_unless_hung_up(request, answer, lambda: None), service.config.poll_s)
@@ -97,6 +103,7 @@ def create_app(service: Service) -> Starlette:
     async def received(request: Request, message: Callable[[str, memoryview], Any]) -> Any:
         """Read a body into one of the few buffers, hand it over, and return what the aggregator answers."""
         size = _content_length(request, service.max_body_bytes)
+        service.shards.place(request.path_params["session"])  # a buffer is for those who were selected
         buffer = service.take_buffer()
         used = 0
         try:
@@ -115,13 +122,13 @@ def create_app(service: Service) -> Starlette:
 
     async def abandon(request: Request) -> Response:
         message = decode_message(await _small_body(request), Abandon)
-        _authorize(service, request)
+        _authorize(service, gate, request)
         session = request.path_params["session"]
         reason = message.reason[:64]
         return _json(await service.ask_aggregator(session, lambda ticket: AbandonArrived(ticket, session, reason)))
 
     async def blob(request: Request) -> Response:
-        counted = "authorization" in request.headers and _authorize(service, request)
+        counted = "authorization" in request.headers and _authorize(service, gate, request)
         data = service.blob(request.path_params["sha256"], counted=counted)
         return Response(data, media_type=_BINARY, headers=_IMMUTABLE)
 
@@ -171,16 +178,16 @@ def _own_mode(service: Service, session: str, mode: str) -> None:
 def _step(service: Service, request: Request) -> str:
     _own_mode(service, request.path_params["session"], "secure")
     name: str = request.path_params["step"]
-    if name not in SECURE_STEPS:
-        raise NotFoundError("secure step", expected=f"one of {', '.join(SECURE_STEPS)}", got="another")
+    if name not in ACTIVE_STEPS:
+        raise NotFoundError("secure step", expected=f"one of {', '.join(ACTIVE_STEPS)}", got="another")
     return name
 
 
-def _authorize(service: Service, request: Request) -> bool:
+def _authorize(service: Service, gate: Gate, request: Request) -> bool:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme != CREDENTIAL_SCHEME:
         raise UnauthorizedError("credential", expected="a bearer credential", got="none", hint="enroll first")
-    _own_population(service, service.credentials.population(token, service.now_s()))
+    _own_population(service, gate.admit(token, service.now_s()).population)
     return True
 
 

@@ -190,7 +190,7 @@ class Releasing:
     def _tell_state(self) -> None:
         state = self.desk.state(self._now_s())
         if state not in (self._told_state, "off"):
-            # Without a key a server was never meant to publish; a delegation that does not hold is the owner's to renew.
+            # Without a key a server was never meant to publish; a delegation that expired is the owner's to renew.
             level = logging.INFO if state in ("on", "no_release_key") else logging.WARNING
             event(level, "releases", state=state)
         self._told_state = state

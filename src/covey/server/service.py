@@ -9,13 +9,13 @@ import logging
 import os
 import random
 import secrets
-import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from covey.privacy.randomness import AesCtr
+from covey.server.clock import steady_clock
 from covey.server.config import ServerConfig
 from covey.server.coordinator import Coordinator, CoordinatorState
 from covey.server.credentials import Credentials
@@ -56,7 +56,7 @@ class Service:
         config: ServerConfig,
         credentials: Credentials,
         *,
-        now_s: Callable[[], float] = time.time,
+        now_s: Callable[[], float] | None = None,
         on_round: Callable[[RoundSummary], None] = lambda summary: None,
         directory: Path | None = None,
     ) -> None:
@@ -66,14 +66,14 @@ class Service:
             storage: what the server keeps; it holds the population.
             config: how it serves.
             credentials: who may come in.
-            now_s: the clock.
+            now_s: the clock, seconds since 1970; None: one that no setting of the machine's moves.
             on_round: gets every round that ends, on the event loop: it must be quick.
             directory: with what releases are signed by; None: there are no releases.
         """
         self.population = config.population
         self.credentials = credentials
         self.config = config
-        self.now_s = now_s
+        self.now_s = now_s or steady_clock()
         self.coordinator = Coordinator(
             self.population,
             storage,
@@ -96,7 +96,7 @@ class Service:
             step_timeout_s=lambda task: self.coordinator.settings(task).round.step_timeout_s,
             unmask_workers=config.unmask_workers,
             deliver=lambda envelopes: self._dispatch(self._engine.deliver(envelopes, self.now_s())),
-            now_s=now_s,
+            now_s=self.now_s,
         )
         self._storage = storage
         self._on_round = on_round
@@ -110,7 +110,7 @@ class Service:
         self._stopping = False
         self._ticker: asyncio.Task[None] | None = None
         self.metrics = Metrics()
-        self.releasing = Releasing(storage, directory, config, self._administer_later, self.metrics, now_s)
+        self.releasing = Releasing(storage, directory, config, self._administer_later, self.metrics, self.now_s)
         self.metrics.watch(
             waiting=lambda: self.selector.num_waiting,
             round_number=lambda: self.coordinator.round,
