@@ -130,3 +130,33 @@ def test_init_writes_what_releases_need_and_keeps_the_owners_key_out_of_it(covey
     assert (world / "e.covey.sig").read_text() == (server / "evaluation.sig").read_text()
     wrong = covey("plan", "evaluation", server / "plan.covey", "-o", world / "f.covey", "--compares", "beauty")
     assert wrong.returncode == 1 and "plan_build" in wrong.stderr and not (world / "f.covey").exists()
+
+
+def test_devices_evaluate_a_candidate_under_masks_before_it_is_released(covey, serving, tmp_path):
+    """Five devices train and evaluate in secure mode; the second release exists because they compared two models."""
+    made = covey(
+        "init", tmp_path / "fed", "--recipe", serving, "--cohort", 5, "--min-cohort", 3, "--port", 0,
+        "--host", "localhost", "--population", "p",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    toml = tmp_path / "fed" / "server" / "server.toml"
+    # All that is asked here is whether the comparison is made: a margin of 3 nats lets any candidate in.
+    toml.write_text(toml.read_text().replace("every = 10", "every = 1").replace("margin = 0.01", "margin = 3.0"))
+    homes = []
+    for i in range(5):
+        homes += ["--home", home := tmp_path / f"home-{i}"]
+        assert covey("device", "fill", "--home", home, "--recipe", serving, "--client", i + 3).returncode == 0
+    owner = tmp_path / "fed" / "owner" / "owner.pub"
+    with running("serve", "--dir", tmp_path / "fed" / "server") as server:
+        where = options(tmp_path, line_with(server, "serving"))
+        with running("device", "run", *where, *homes, "--owner-key", owner, "--min-cohort", 3):
+            end = time.monotonic() + 90
+            while True:
+                told = json.loads(covey("release", "list", *where, "--json", "-").stdout)
+                if len(told["releases"]) > 1:
+                    break
+                assert time.monotonic() < end, told
+                time.sleep(0.2)
+    second = told["candidates"][1]
+    assert (second["status"], second["reason"], second["version"]) == ("promoted", "not_worse", 2)
+    assert second["compared"] >= 4 and second["difference"] != 0 and second["limit"] > second["difference"]
