@@ -12,8 +12,8 @@ A plan holds four kinds of ONNX graph (opset <= 21, default domain):
     ``begin``: ``params.*``, ``shared.*`` -> ``state.*``. ``finish``: ``state.*``, ``params.*``, ``shared.*``,
     ``totals.*`` (float32 scalars: examples, weight, loss) -> ``<segment>.*``.
 ``eval``
-    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means. It is the
-    graph of the one phase of an evaluation plan (:mod:`covey.plans.evaluation`), which sends nothing but the header.
+    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means. It is
+    the graph of an evaluation plan's one phase (:mod:`covey.plans.evaluation`).
 ``predict``
     ``params.*``, ``input.*`` -> ``output.*``.
 
@@ -73,6 +73,7 @@ TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
 
 BASE_METRICS = ("examples", "loss", "weight")
+_COUNTS = ("examples", "weight")
 COMPARISON = ("compared", "difference", "difference_squared")
 """The last metrics of an evaluation plan: 1 where the device compared two models, and how much they differed."""
 CLIP = "clip"
@@ -359,11 +360,7 @@ def _phase_checks(p: Phase, where: str) -> list[tuple[bool, str, str]]:
         (min(p.batch_size, p.epochs, p.max_steps, p.chunk_steps) >= 1, where, "sizes of at least 1"),
         (len(p.segments) >= 1, f"{where}.segments", "at least one segment"),
         (all(s.weighting in ("examples", "none") for s in p.segments), f"{where}.weighting", "examples or none"),
-        (
-            not p.trained_in_place or len(p.segments) == 1,
-            f"{where}.trained_in_place",
-            "one segment, whose codec names the mask",
-        ),
+        (not p.trained_in_place or len(p.segments) == 1, f"{where}.trained_in_place", "one segment, with a mask"),
         (all(s.max_delta > 0 for s in p.segments), f"{where}.max_delta", "above 0"),
         (not p.compares, f"{where}.compares", "nothing but in an evaluation"),
     ]
@@ -376,10 +373,8 @@ def _evaluation_checks(m: Manifest, p: Phase, where: str) -> list[tuple[bool, st
         (not p.segments and not p.state and not p.trained_in_place, where, "an evaluation to send the header alone"),
         (p.shared == m.params, f"{where}.shared", "a second model's parameters"),
         (m.metrics[-len(COMPARISON) :] == COMPARISON, "metrics", f"to end with {', '.join(COMPARISON)}"),
-        (p.compares in m.graph_metrics, f"{where}.compares", "one of the metrics"),
-        (p.compares not in ("examples", "weight"), f"{where}.compares", "a metric that is divided by the weight"),
+        (p.compares in m.graph_metrics and p.compares not in _COUNTS, f"{where}.compares", "a metric that has a mean"),
         (not m.hyper, "hyper", "no per-round values in an evaluation"),
-        # Metric sums would be opened without noise; they are absent from plans with noise for that reason.
         (m.privacy.noise is None, "privacy.noise", "none: an evaluation has nothing but metrics, which get no noise"),
     ]
 

@@ -20,6 +20,7 @@ from covey.server.config import ServerConfig
 from covey.server.coordinator import Coordinator, CoordinatorState
 from covey.server.credentials import Credentials
 from covey.server.engine import Engine
+from covey.server.health import check_health, tell_stopped_clock
 from covey.server.logs import event
 from covey.server.messages import (
     BytesServed,
@@ -38,7 +39,7 @@ from covey.server.releasing import Releasing
 from covey.server.selector import Selector, SelectorSettings
 from covey.server.shards import Shards
 from covey.storage.interface import Storage
-from covey.types.errors import BusyError, CoveyError, NotFoundError, RoundClosedError, UnhealthyError
+from covey.types.errors import BusyError, CoveyError, NotFoundError, RoundClosedError
 from covey.wire.messages import ComeBack, PopulationStatus, RoundSummary, TaskStatus
 
 __all__ = ["Service"]
@@ -128,7 +129,7 @@ class Service:
         self.releasing.start()
         self._dispatch(self._engine.deliver(self.coordinator.start(self.now_s()), self.now_s()))
         self._ticker = asyncio.create_task(self._keep_time())
-        self._ticker.add_done_callback(_tell_stopped_clock)
+        self._ticker.add_done_callback(tell_stopped_clock)
 
     def stop(self) -> None:
         """Send everybody who waits away; safe to call twice."""
@@ -203,14 +204,7 @@ class Service:
         Raises:
             UnhealthyError: says which of them does not.
         """
-        if self._ticker is None or self._ticker.done():
-            raise UnhealthyError("server", expected="a clock that runs", got="one that stopped", hint="restart it")
-        try:
-            self._storage.load(self.population)
-        except CoveyError as error:
-            raise UnhealthyError(
-                "server", expected="a storage that answers", got=error.code, hint=error.hint
-            ) from error
+        check_health(self._ticker, lambda: self._storage.load(self.population))
 
     async def administer(self, message: Callable[[str], CreateTask | ChangeTask]) -> TaskStatus:
         """Send ``message(ticket)`` to the coordinator; return how the task stands then.
@@ -394,11 +388,6 @@ _LOGGED = (
     "round", "kind", "task", "status", "reason", "selected", "reported", "lost", "seconds", "bytes_up", "bytes_down",
 )  # fmt: skip
 """What the log tells of a round: of its public row, without the metrics, which are in the row."""
-
-
-def _tell_stopped_clock(ticker: "asyncio.Task[None]") -> None:
-    if not ticker.cancelled() and (error := ticker.exception()) is not None:
-        event(logging.ERROR, "clock stopped", error=error)
 
 
 def _token() -> str:
