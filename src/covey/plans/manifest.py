@@ -12,8 +12,7 @@ A plan holds four kinds of ONNX graph (opset <= 21, default domain):
     ``begin``: ``params.*``, ``shared.*`` -> ``state.*``. ``finish``: ``state.*``, ``params.*``, ``shared.*``,
     ``totals.*`` (float32 scalars: examples, weight, loss) -> ``<segment>.*``.
 ``eval``
-    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means. It is
-    the graph of an evaluation plan's one phase (:mod:`covey.plans.evaluation`).
+    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means.
 ``predict``
     ``params.*``, ``input.*`` -> ``output.*``.
 
@@ -73,7 +72,6 @@ TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
 
 BASE_METRICS = ("examples", "loss", "weight")
-_COUNTS = ("examples", "weight")
 COMPARISON = ("compared", "difference", "difference_squared")
 """The last metrics of an evaluation plan: 1 where the device compared two models, and how much they differed."""
 CLIP = "clip"
@@ -373,7 +371,7 @@ def _evaluation_checks(m: Manifest, p: Phase, where: str) -> list[tuple[bool, st
         (not p.segments and not p.state and not p.trained_in_place, where, "an evaluation to send the header alone"),
         (p.shared == m.params, f"{where}.shared", "a second model's parameters"),
         (m.metrics[-len(COMPARISON) :] == COMPARISON, "metrics", f"to end with {', '.join(COMPARISON)}"),
-        (p.compares in m.graph_metrics and p.compares not in _COUNTS, f"{where}.compares", "a metric that has a mean"),
+        (p.compares in set(m.graph_metrics) - {"examples", "weight"}, f"{where}.compares", "a metric that has a mean"),
         (not m.hyper, "hyper", "no per-round values in an evaluation"),
         (m.privacy.noise is None, "privacy.noise", "none: an evaluation has nothing but metrics, which get no noise"),
     ]
