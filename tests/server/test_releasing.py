@@ -304,3 +304,30 @@ def test_an_evaluation_plan_that_devices_would_refuse_is_refused_at_the_start(di
 
 def test_every_state_of_a_task_is_known_to_be_over_or_not():
     assert {s.value for s in TaskState if not s.live} == {"completed", "cancelled"}
+
+
+def test_an_evaluation_that_cannot_be_made_keeps_a_candidate_out_and_is_told(directory):
+    terms = msgspec.structs.replace(world.plan().manifest.privacy, min_cohort=50)  # more than a round here ever has
+    data = evaluation_plan(unpack_plan(world.changed(world.plan(), privacy=terms)))
+    (directory / "evaluation.covey").write_bytes(data)
+    (directory / "evaluation.sig").write_text(sign_plan(world.OWNER, P, sha256_hex(data)).hex())
+    out = io.StringIO()
+
+    async def scenario(served):
+        await round_of(served)
+        await round_of(served)
+        await served.until(lambda: out.getvalue().count("release desk failed"))
+        second = (await history(served)).candidates[1]
+        assert (second.status, second.reason) == ("refused", "evaluation_failed")
+        await round_of(served)
+
+    with logging_to("json", "error", out):
+        apps.run(scenario, directory=directory, release=GATE, rounds=ROUNDS)
+    (told, *_) = map(json.loads, out.getvalue().splitlines())
+    assert told["code"] == "usage" and "min_cohort" in told["message"]
+
+
+def test_a_key_file_that_holds_no_key_is_told_at_the_start(directory):
+    (directory / KEY_FILE).write_bytes(b"no key")
+    with pytest.raises(UsageError, match=r"release\.key"):
+        apps.run(None, directory=directory, release=GATE, rounds=ROUNDS)

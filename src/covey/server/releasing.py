@@ -25,12 +25,13 @@ from covey.server.releases import ReleaseDesk, Wanted
 from covey.server.settings import RoundSettings, TaskSettings, encode_settings
 from covey.server.tasks import EVALUATE, TRAIN, Action, TaskState
 from covey.storage.interface import Storage, TaskRecord
-from covey.types.errors import CoveyError, UsageError
+from covey.types.errors import CoveyError, StorageError, UsageError
 from covey.wire.messages import CandidateSummary, RoundSummary
 
 __all__ = ["EvaluationPlan", "Releasing", "load_evaluation"]
 
-Administer = Callable[[CreateTask | ChangeTask], None]
+Refused = Callable[[CoveyError], None]
+Administer = Callable[[CreateTask | ChangeTask, Refused], None]
 
 
 class EvaluationPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +86,7 @@ class Releasing:
             storage: what the server keeps; it holds the population and its configured task.
             directory: with the release key, the delegation and the evaluation plan; None: nothing is released.
             config: the server's.
-            administer: sends a message to the coordinator later; whether it was done is seen in what follows.
+            administer: sends a message to the coordinator, later, and tells if it was refused.
             metrics: where verdicts are counted.
             now_s: the clock, seconds since 1970.
 
@@ -105,12 +106,13 @@ class Releasing:
         self._plan = load_evaluation(storage, directory, config) if directory else None
         self._told_state = "on"
         key = ReleaseKey(directory, config.population)
+        key.signer(now_s())  # a file that holds no key is told at the start
         metric = self._plan.metric if self._plan else None
         self.desk = ReleaseDesk(config.population, self._plan_of, storage, settings, key.signer, metric=metric)
 
     def start(self) -> None:
         """Say whether anything can be released, and take up a candidate that was pending."""
-        self._quietly(self._resume)
+        self._quietly(lambda: self._told(self.desk.resumed(self._now_s())))
 
     def round_ended(self, row: RoundSummary) -> None:
         """Take the row of a round that ended: a training may make a candidate, an evaluation decides about one."""
@@ -123,16 +125,7 @@ class Releasing:
             act()
             self._ask()
         except CoveyError as error:
-            event(logging.ERROR, "release desk failed", code=error.code, message=str(error))
-
-    def _resume(self) -> None:
-        self._told(self.desk.resumed(self._now_s()))
-        if (wanted := self.desk.wanted(self._now_s())) is None:
-            return
-        name = _task_name(wanted)
-        for row in self._storage.rounds(self._population):
-            if row.task == name and row.status == "committed":  # its verdict was lost in a crash
-                self._told(self.desk.evaluated(wanted, row.metrics, self._now_s()))
+            _not_done(error)
 
     def _take(self, row: RoundSummary) -> None:
         now_s = self._now_s()
@@ -146,19 +139,29 @@ class Releasing:
             self._told(self.desk.evaluated(wanted, row.metrics, now_s))
         elif self.desk.evaluation_failed(wanted):
             # The verdict follows when the task is seen to be over: a task that lives must find its checkpoint.
-            self._administer(ChangeTask("", row.task, Action.CANCEL.value))
+            self._administer(ChangeTask("", row.task, Action.CANCEL.value), _not_done)
 
     def _ask(self) -> None:
-        """Ask for the evaluation task that the desk waits for, unless it is there already."""
+        """Ask for the evaluation task that the desk waits for; if it is over already, take what it led to."""
         wanted = self.desk.wanted(self._now_s())
         if wanted is None or self._plan is None:
             return
         name = _task_name(wanted)
         found = next((t for t in self._storage.tasks(self._population) if t.name == name), None)
         if found is None:
-            self._administer(CreateTask("", self._task(name, wanted, self._plan)))
-        elif not TaskState(found.state).live:  # an administrator ended it, without a verdict
-            self._told(self.desk.give_up(wanted, self._now_s()))
+            self._administer(CreateTask("", self._task(name, wanted, self._plan)), lambda e: self._refused(wanted, e))
+        elif not TaskState(found.state).live:
+            rows = [r for r in self._storage.rounds(self._population) if (r.task, r.status) == (name, "committed")]
+            if rows:  # its verdict was lost in a crash, or could not be signed at the time
+                self._told(self.desk.evaluated(wanted, rows[-1].metrics, self._now_s()))
+            else:  # it failed too often, or an administrator cancelled it
+                self._told(self.desk.give_up(wanted, self._now_s()))
+
+    def _refused(self, wanted: Wanted, error: CoveyError) -> None:
+        """Take that an evaluation cannot be made. A storage that failed may work the next time."""
+        _not_done(error)
+        if not isinstance(error, StorageError):
+            self._quietly(lambda: self._told(self.desk.give_up(wanted, self._now_s())))
 
     def _task(self, name: str, wanted: Wanted, plan: EvaluationPlan) -> TaskRecord:
         """Return the task: one round that goes like those of training, without their per-round values."""
@@ -194,6 +197,10 @@ class Releasing:
             level = logging.INFO if state in ("on", "no_release_key") else logging.WARNING
             event(level, "releases", state=state)
         self._told_state = state
+
+
+def _not_done(error: CoveyError) -> None:
+    event(logging.ERROR, "release desk failed", code=error.code, message=str(error))
 
 
 def _task_name(wanted: Wanted) -> str:

@@ -11,6 +11,7 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -353,13 +354,20 @@ class Service:
         event(logging.INFO, "round ended", **{name: getattr(row, name) for name in _LOGGED})
         self.releasing.round_ended(row)
 
-    def _administer_later(self, message: CreateTask | ChangeTask) -> None:
-        """Send a message to the coordinator when what is at hand is done; nobody waits for the answer."""
+    def _administer_later(self, message: CreateTask | ChangeTask, refused: Callable[[CoveyError], None]) -> None:
+        """Send a message to the coordinator when what is at hand is done; call ``refused`` if it is not done."""
 
         def send() -> None:
-            if not self._stopping:
-                self._send(coordinator_address(self.population), message)
-                self._open_shards()
+            if self._stopping:
+                return
+            ticket, answer = self._ticket()
+            answer.add_done_callback(answered)
+            self._send(coordinator_address(self.population), replace(message, ticket=ticket))
+            self._open_shards()
+
+        def answered(answer: "asyncio.Future[Any]") -> None:
+            if not answer.cancelled() and isinstance(error := answer.exception(), CoveyError):
+                refused(error)
 
         asyncio.get_running_loop().call_soon(send)
 
