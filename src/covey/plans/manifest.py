@@ -12,8 +12,7 @@ A plan holds four kinds of ONNX graph (opset <= 21, default domain):
     ``begin``: ``params.*``, ``shared.*`` -> ``state.*``. ``finish``: ``state.*``, ``params.*``, ``shared.*``,
     ``totals.*`` (float32 scalars: examples, weight, loss) -> ``<segment>.*``.
 ``eval``
-    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means. It is the
-    graph of the one phase of an evaluation plan (:mod:`covey.plans.evaluation`), which sends nothing but the header.
+    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means.
 ``predict``
     ``params.*``, ``input.*`` -> ``output.*``.
 
@@ -379,10 +378,8 @@ def _evaluation_checks(m: Manifest, p: Phase, where: str) -> list[tuple[bool, st
         (not p.segments and not p.state and not p.trained_in_place, where, "an evaluation to send the header alone"),
         (p.shared == m.params, f"{where}.shared", "a second model's parameters"),
         (m.metrics[-len(COMPARISON) :] == COMPARISON, "metrics", f"to end with {', '.join(COMPARISON)}"),
-        (p.compares in m.graph_metrics, f"{where}.compares", "one of the metrics"),
-        (p.compares not in ("examples", "weight"), f"{where}.compares", "a metric that is divided by the weight"),
+        (p.compares in set(m.graph_metrics) - {"examples", "weight"}, f"{where}.compares", "a metric that has a mean"),
         (not m.hyper, "hyper", "no per-round values in an evaluation"),
-        # Metric sums would be opened without noise; they are absent from plans with noise for that reason.
         (m.privacy.noise is None, "privacy.noise", "none: an evaluation has nothing but metrics, which get no noise"),
     ]
 
