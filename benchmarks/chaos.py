@@ -56,6 +56,9 @@ patience_s = 0.3
 selection_timeout_s = 10.0
 report_timeout_s = 5.0
 step_timeout_s = 1.5
+[pace]
+least_s = 0.05
+most_s = 30
 """
 
 

@@ -20,7 +20,7 @@ from covey.device.policy import OwnerPolicy
 from covey.plans.lowering.build import build_plan, initial_params
 from covey.plans.manifest import ExampleSchema, FieldSpec, PrivacyTerms, Query, SecureTerms
 from covey.plans.plan import Plan, unpack_plan
-from covey.plans.signing import generate_owner_key, sign_plan
+from covey.plans.signing import generate_owner_key, public_key_pem, sign_plan
 from covey.plans.task import Out, PlanOptions, Task
 from covey.types.tensors import Tensors, pack_tensors, sha256_hex
 
@@ -98,6 +98,7 @@ class ProbePlan:
         (directory / "plan.covey").write_bytes(self.archive)
         (directory / "plan.sig").write_text(sign_plan(OWNER, POPULATION, sha256_hex(self.archive)).hex() + "\n")
         (directory / "checkpoint.bin").write_bytes(self.checkpoint)
+        (directory / "owner.pub").write_bytes(public_key_pem(OWNER.public_key()))
         (directory / "server.toml").write_text(f'population = "{POPULATION}"\n{config}')
         return directory
 

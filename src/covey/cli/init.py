@@ -36,6 +36,11 @@ report_timeout_s = {report_timeout_s:g}
 step_timeout_s = {step_timeout_s:g}     # of each step of a secure sum, for whoever vanished in it
 max_rounds = {max_rounds}          # 0: go on for ever
 hyper = {{ {hyper} }}
+
+[pace]
+# Soon, for a federation of a few devices on one's own machines; leave the table out for phones: 60 s to a day.
+least_s = 0.2
+most_s = 60.0
 """
 
 

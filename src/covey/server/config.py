@@ -9,7 +9,7 @@ import msgspec
 
 from covey.types.errors import UsageError
 
-__all__ = ["RoundConfig", "ServerConfig", "load_config"]
+__all__ = ["PaceConfig", "RoundConfig", "ServerConfig", "load_config"]
 
 
 class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -27,6 +27,14 @@ class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     hyper: dict[str, float] = {}
 
 
+class PaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[pace]`` table: when devices come back; see :class:`covey.server.pace.PaceSettings`."""
+
+    least_s: float = 60.0
+    most_s: float = 86_400.0
+    margin: float = 1.3
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. Paths are relative to the server's directory.
 
@@ -40,7 +48,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         checkpoint: the first checkpoint, packed tensors.
         owner_key: the owner's public key, PEM: plans that it did not sign are refused.
         poll_s: how long a check-in is held open.
-        retry_s: when a device that was not needed shall come back.
+        retry_s: when a device shall come back that found a server which stops.
         max_waiting: how many devices may wait at once.
         buffers: how many report bodies are in memory at once; more are asked to come again.
         num_shards: aggregators that share a cohort.
@@ -49,6 +57,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         keep_checkpoints: how many checkpoints stay on the disk.
         enrolment: ``open`` (anybody gets a credential: for a trusted network or a demonstration only).
         round: how a round goes.
+        pace: when devices come back.
     """
 
     population: str
@@ -68,6 +77,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     keep_checkpoints: int = 10
     enrolment: str = "open"
     round: RoundConfig = RoundConfig()
+    pace: PaceConfig = PaceConfig()
 
 
 def load_config(path: Path) -> ServerConfig:
@@ -88,8 +98,9 @@ def load_config(path: Path) -> ServerConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"configuration {path}", expected="TOML", got=str(e)) from e
     _known_keys(path, table, ServerConfig, "")
-    if isinstance(table.get("round"), dict):
-        _known_keys(path, table["round"], RoundConfig, "round.")
+    for name, kind in (("round", RoundConfig), ("pace", PaceConfig)):
+        if isinstance(table.get(name), dict):
+            _known_keys(path, table[name], kind, f"{name}.")
     try:
         config = msgspec.convert(table, ServerConfig)
     except msgspec.ValidationError as e:
@@ -112,7 +123,7 @@ def _known_keys(path: Path, table: dict[str, Any], kind: type[msgspec.Struct], p
 
 
 def _check(path: Path, config: ServerConfig) -> None:
-    ranges = {
+    ranges: dict[str, tuple[float, float]] = {
         "port": (0, 65535),
         "max_waiting": (1, 10_000_000),
         "buffers": (1, 4096),
@@ -122,10 +133,9 @@ def _check(path: Path, config: ServerConfig) -> None:
         "poll_s": (0.01, 60),
         "retry_s": (0, 86_400),
     }
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if not low <= value <= high:
-            raise UsageError(f"configuration {path}: {name}", expected=f"{low} to {high}", got=str(value))
+    _check_ranges(path, config, "", ranges)
+    paces = {"most_s": (0.05, 86_400), "least_s": (0.05, config.pace.most_s), "margin": (1, 100)}
+    _check_ranges(path, config.pace, "pace.", paces)
     if config.enrolment != "open":
         raise UsageError(f"configuration {path}: enrolment", expected="open", got=config.enrolment)
     safe = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
@@ -133,3 +143,10 @@ def _check(path: Path, config: ServerConfig) -> None:
         raise UsageError(
             f"configuration {path}: population", expected="letters, digits and -_.", got=repr(config.population)
         )
+
+
+def _check_ranges(path: Path, table: msgspec.Struct, prefix: str, ranges: dict[str, tuple[float, float]]) -> None:
+    for name, (low, high) in ranges.items():
+        value = getattr(table, name)
+        if not low <= value <= high:
+            raise UsageError(f"configuration {path}: {prefix}{name}", expected=f"{low} to {high}", got=str(value))

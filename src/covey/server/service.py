@@ -26,9 +26,11 @@ from covey.server.messages import (
     Envelope,
     Reply,
     StepAwaited,
+    WantDevices,
     coordinator_address,
     selector_address,
 )
+from covey.server.pace import PaceSettings, PaceSteering
 from covey.server.reconnect import Reconnect
 from covey.server.selector import Selector, SelectorSettings
 from covey.server.shards import Shards
@@ -74,7 +76,11 @@ class Service:
             num_shards=config.num_shards,
             noise=AesCtr(os.urandom(32), private=True),
         )
-        self.reconnect = Reconnect(config.retry_s)
+        self.pace = PaceSteering(
+            PaceSettings(config.round.goal, config.poll_s, config.pace.margin, config.pace.least_s, config.pace.most_s)
+        )
+        self.reconnect = Reconnect(config.retry_s, pace=self.pace)
+        self._paced: WantDevices | None = None
         waiting = SelectorSettings(config.poll_s, config.max_waiting)
         self.selector = Selector(self.population, waiting, random.SystemRandom())
         self._engine = Engine(
@@ -145,6 +151,7 @@ class Service:
     def ask_selector(self, message: Callable[[str], Any]) -> tuple[str, "asyncio.Future[Any]"]:
         """Send ``message(ticket)`` to the selector; return the ticket and the answer to come."""
         ticket, answer = self._ticket()
+        self.pace.observe_checkin(self.now_s())
         self._send(selector_address(self.population), message(ticket))
         return ticket, answer
 
@@ -279,7 +286,12 @@ class Service:
 
     def _stamped(self, message: Any) -> Any:
         """Fill in when a device shall come again: the only place where that is decided."""
-        return self.reconnect.stamped(message, self.now_s(), self.coordinator.expected_at_s)
+        now_s, wish = self.now_s(), self.selector.wish
+        if wish is not None and wish is not self._paced:
+            lasts_s = 0.0 if wish.expected_at_s is None else wish.expected_at_s - now_s
+            self.pace.observe_round(now_s, wanted=wish.count, at_least=wish.at_least, lasts_s=lasts_s)
+            self._paced = wish
+        return self.reconnect.stamped(message, now_s, self.coordinator.expected_at_s)
 
     # Routing
 
