@@ -51,6 +51,9 @@ max_rounds = {max_rounds}
 [pace]
 least_s = 0.05
 most_s = 60.0
+[limits]
+credential_per_s = 0
+peer_per_s = 0
 """
 
 

@@ -23,7 +23,10 @@ _COMMANDS: Mapping[str, str] = {
     "init": "covey.cli.init",
     "serve": "covey.cli.serve",
     "device": "covey.cli.device",
+    "authority": "covey.cli.authority",
+    "attest": "covey.cli.attest",
     "plan": "covey.cli.plan",
+    "release": "covey.cli.release",
     "data": "covey.cli.data",
     "secagg": "covey.cli.secagg",
     "privacy": "covey.cli.privacy",
@@ -41,6 +44,8 @@ _EXTRAS = {
     "PIL": "images",
     "dp_accounting": "privacy",
     "constriction": "entropy",
+    "safetensors": "export",
+    "prometheus_client": "server",
 }
 
 _INTERRUPTED = 128 + signal.SIGINT

@@ -7,9 +7,14 @@ from typing import Any
 
 import msgspec
 
+from covey.admission.limits import Limits
 from covey.types.errors import UsageError
 
-__all__ = ["PaceConfig", "RoundConfig", "ServerConfig", "load_config"]
+__all__ = ["PaceConfig", "ReleaseConfig", "RoundConfig", "ServerConfig", "load_config"]
+
+
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,6 +40,23 @@ class PaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     margin: float = 1.3
 
 
+class ReleaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[release]`` table; see :class:`covey.server.promotion.ReleaseSettings` for the meaning of the first values.
+
+    ``plan`` and ``signature`` are the evaluation plan and the owner's signature over it.
+    """
+
+    every: int = 10
+    min_cohort: int = 0
+    evaluate: bool = True
+    min_devices: int = 30
+    margin: float = 0.01
+    confidence: float = 0.95
+    attempts: int = 3
+    plan: str = "evaluation.covey"
+    signature: str = "evaluation.sig"
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole file. Paths are relative to the server's directory.
 
@@ -55,9 +77,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         unmask_workers: processes that take the masks off secure sums; 0: the aggregator's own thread does, which is
             enough for small models and groups.
         keep_checkpoints: how many checkpoints stay on the disk.
-        enrolment: ``open`` (anybody gets a credential: for a trusted network or a demonstration only).
+        enrolment: who gets a credential. ``open``: anybody, for a trusted network or a demonstration only; ``token``:
+            who has a token of the application's backend; else an entry point of ``covey.attestation``.
+        attestation: what the verifier needs; for ``token``, ``key``: the backend's public key, a PEM file.
+        limits: how much one client may ask.
+        metrics_port: where Prometheus metrics are served, on the loopback address without TLS; 0: nowhere.
+        log_format: ``text``, or ``json`` for one JSON object in each line.
+        log_level: ``debug``, ``info``, ``warning`` or ``error``.
         round: how a round goes.
         pace: when devices come back.
+        release: what becomes a release.
     """
 
     population: str
@@ -76,8 +105,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     unmask_workers: int = 0
     keep_checkpoints: int = 10
     enrolment: str = "open"
+    attestation: dict[str, str] = {}
+    limits: Limits = Limits()
+    metrics_port: int = 0
+    log_format: str = "text"
+    log_level: str = "info"
     round: RoundConfig = RoundConfig()
     pace: PaceConfig = PaceConfig()
+    release: ReleaseConfig = ReleaseConfig()
 
 
 def load_config(path: Path) -> ServerConfig:
@@ -98,7 +133,7 @@ def load_config(path: Path) -> ServerConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"configuration {path}", expected="TOML", got=str(e)) from e
     _known_keys(path, table, ServerConfig, "")
-    for name, kind in (("round", RoundConfig), ("pace", PaceConfig)):
+    for name, kind in (("round", RoundConfig), ("pace", PaceConfig), ("release", ReleaseConfig), ("limits", Limits)):
         if isinstance(table.get(name), dict):
             _known_keys(path, table[name], kind, f"{name}.")
     try:
@@ -125,6 +160,7 @@ def _known_keys(path: Path, table: dict[str, Any], kind: type[msgspec.Struct], p
 def _check(path: Path, config: ServerConfig) -> None:
     ranges: dict[str, tuple[float, float]] = {
         "port": (0, 65535),
+        "metrics_port": (0, 65535),
         "max_waiting": (1, 10_000_000),
         "buffers": (1, 4096),
         "num_shards": (1, 1024),
@@ -134,10 +170,13 @@ def _check(path: Path, config: ServerConfig) -> None:
         "retry_s": (0, 86_400),
     }
     _check_ranges(path, config, "", ranges)
-    paces = {"most_s": (0.05, 86_400), "least_s": (0.05, config.pace.most_s), "margin": (1, 100)}
+    paces: dict[str, tuple[float, float]] = {"most_s": (0.05, 86_400), "margin": (1, 100)}
     _check_ranges(path, config.pace, "pace.", paces)
-    if config.enrolment != "open":
-        raise UsageError(f"configuration {path}: enrolment", expected="open", got=config.enrolment)
+    _check_ranges(path, config.pace, "pace.", {"least_s": (0.05, config.pace.most_s)})
+    config.limits.check(f"configuration {path}")
+    for name, known in (("log_format", LOG_FORMATS), ("log_level", LOG_LEVELS)):
+        if (text := getattr(config, name)) not in known:
+            raise UsageError(f"configuration {path}: {name}", expected=" or ".join(known), got=text)
     safe = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
     if not config.population or not set(config.population) <= safe or config.population.startswith("."):
         raise UsageError(

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from covey.server.pace import Chance, PaceSteering
-from covey.types.errors import BusyError
+from covey.types.errors import AlreadyInRoundError, BusyError
 from covey.wire.messages import Abandoned, ComeBack, Reported
 
 __all__ = ["Reconnect"]
@@ -67,6 +67,8 @@ class Reconnect:
                 return msgspec.structs.replace(message, retry_after_s=self.after_s(_COUNTED, now_s, expected_at_s))
             case Abandoned():
                 return msgspec.structs.replace(message, retry_after_s=self.after_s(_ABANDONED, now_s, expected_at_s))
+            case AlreadyInRoundError():
+                message.retry_after_s = self.after_s("not_selected", now_s, expected_at_s)
             case BusyError():
                 message.retry_after_s = self.after_s(_BUSY, now_s, expected_at_s)
         return message

@@ -8,17 +8,18 @@ import contextlib
 import os
 import random
 import secrets
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from covey.privacy.randomness import AesCtr
+from covey.server.clock import steady_clock
 from covey.server.config import ServerConfig
 from covey.server.coordinator import Coordinator, CoordinatorState
 from covey.server.credentials import Credentials
 from covey.server.engine import Engine
 from covey.server.messages import (
+    AbandonArrived,
     BytesServed,
     ChangeTask,
     CreateTask,
@@ -31,12 +32,13 @@ from covey.server.messages import (
     selector_address,
 )
 from covey.server.pace import PaceSettings, PaceSteering
+from covey.server.participation import Participation, already_in_round
 from covey.server.reconnect import Reconnect
 from covey.server.selector import Selector, SelectorSettings
 from covey.server.shards import Shards
 from covey.storage.interface import Storage
-from covey.types.errors import BusyError, CoveyError, NotFoundError, RoundClosedError
-from covey.wire.messages import ComeBack, PopulationStatus, RoundSummary, TaskStatus
+from covey.types.errors import AlreadyInRoundError, BusyError, CoveyError, NotFoundError, RoundClosedError
+from covey.wire.messages import Assignment, ComeBack, PopulationStatus, RoundSummary, TaskStatus
 
 __all__ = ["Service"]
 
@@ -53,7 +55,7 @@ class Service:
         config: ServerConfig,
         credentials: Credentials,
         *,
-        now_s: Callable[[], float] = time.time,
+        now_s: Callable[[], float] | None = None,
         on_round: Callable[[RoundSummary], None] = lambda summary: None,
     ) -> None:
         """Put the roles together; :meth:`start` begins.
@@ -62,13 +64,13 @@ class Service:
             storage: what the server keeps; it holds the population.
             config: how it serves.
             credentials: who may come in.
-            now_s: the clock.
+            now_s: the clock, seconds since 1970; None: one that no setting of the machine's moves.
             on_round: gets every round that ends, on the event loop: it must be quick.
         """
         self.population = config.population
         self.credentials = credentials
         self.config = config
-        self.now_s = now_s
+        self.now_s = now_s or steady_clock()
         self.coordinator = Coordinator(
             self.population,
             storage,
@@ -81,6 +83,7 @@ class Service:
         )
         self.reconnect = Reconnect(config.retry_s, pace=self.pace)
         self._paced: WantDevices | None = None
+        self.participation = Participation()
         waiting = SelectorSettings(config.poll_s, config.max_waiting)
         self.selector = Selector(self.population, waiting, random.SystemRandom())
         self._engine = Engine(
@@ -95,7 +98,7 @@ class Service:
             step_timeout_s=lambda task: self.coordinator.settings(task).round.step_timeout_s,
             unmask_workers=config.unmask_workers,
             deliver=lambda envelopes: self._dispatch(self._engine.deliver(envelopes, self.now_s())),
-            now_s=now_s,
+            now_s=self.now_s,
         )
         self._storage = storage
         self._on_round = on_round
@@ -148,16 +151,23 @@ class Service:
             return self._come_back("paused")
         return None
 
-    def ask_selector(self, message: Callable[[str], Any]) -> tuple[str, "asyncio.Future[Any]"]:
-        """Send ``message(ticket)`` to the selector; return the ticket and the answer to come."""
+    def ask_selector(self, message: Callable[[str], Any], subject: str) -> tuple[str, "asyncio.Future[Any]"]:
+        """Send ``message(ticket)`` to the selector; return the ticket and the answer to come.
+
+        Whoever waits already under the same ``subject`` of a credential is refused: it has one place.
+        """
         ticket, answer = self._ticket()
         self.pace.observe_checkin(self.now_s())
+        if former := self.participation.arrived(ticket, subject):
+            self._answer(former, Reply(already_in_round()))
+            self._send(selector_address(self.population), DeviceLeft(former))
         self._send(selector_address(self.population), message(ticket))
         return ticket, answer
 
     def leave(self, ticket: str) -> None:
         """Note that a request's client hung up."""
         self._waiting.pop(ticket, None)
+        self.participation.left(ticket)
         self._send(selector_address(self.population), DeviceLeft(ticket))
 
     def await_step(self, session: str, step: str) -> tuple[str, "asyncio.Future[Any]"]:
@@ -241,8 +251,8 @@ class Service:
         self.shards.after_post(self.shards.place(session), done)
         return answer
 
-    def blob(self, sha256: str, *, counted: bool) -> bytes:
-        """Return a plan or checkpoint; ``counted``: a device takes it, and its bytes are part of the round's."""
+    def blob(self, sha256: str, *, counted: bool, start: int = 0) -> bytes:
+        """Return a plan or checkpoint; ``counted``: a device takes it from ``start`` on, which the round counts."""
         if sha256 not in self._blobs:
             data = self._storage.blob(sha256)
             while len(self._blobs) >= _CACHED_BLOBS:
@@ -250,7 +260,7 @@ class Service:
             self._blobs[sha256] = data
         data = self._blobs[sha256]
         if counted:
-            self._send(coordinator_address(self.population), BytesServed(len(data)))
+            self._send(coordinator_address(self.population), BytesServed(max(0, len(data) - start)))
         return data
 
     def status(self, population: str, after: int) -> PopulationStatus:
@@ -307,6 +317,8 @@ class Service:
     def _dispatch(self, envelopes: list[Envelope]) -> None:
         """Carry what left the engine to where it belongs."""
         self._changed.set()
+        if self.coordinator.summaries > self._num_told:
+            self.participation.end()
         for envelope in envelopes:
             kind, _, rest = envelope.to.partition("/")
             if kind == "device":
@@ -322,7 +334,10 @@ class Service:
             self._num_told = self.coordinator.summaries
 
     def _answer(self, ticket: str, message: Reply) -> None:
+        subject = self.participation.left(ticket)
         answer = self._waiting.pop(ticket, None)
+        if isinstance(message.message, Assignment):
+            message = self._once(message.message, subject)
         if answer is None or answer.done():
             return  # the client hung up; its session ends at the deadline
         stamped = self._stamped(message.message)
@@ -330,6 +345,15 @@ class Service:
             answer.set_exception(stamped)
         else:
             answer.set_result(stamped)
+
+    def _once(self, given: Assignment, subject: str) -> Reply:
+        """Let a device take part once in a round; a second session of the same one ends before it begins."""
+        try:
+            self.participation.admit(f"{given.task}/{given.public_seed}/{given.phase}", subject)
+        except AlreadyInRoundError as error:
+            self.shards.post(self.shards.place(given.session), AbandonArrived(_token(), given.session, error.code))
+            return Reply(error)
+        return Reply(given)
 
     def _open_shards(self) -> None:
         """Make aggregators for tasks that are new."""

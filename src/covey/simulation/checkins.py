@@ -89,7 +89,10 @@ class Activity:
         days, within = np.divmod(busy_s, DAY_S)
         reached = np.interp(within, self._grid_s, self._table) + rng.exponential(size=busy_s.shape)
         more, rest = np.divmod(reached - self._table[0], self._table[-1] - self._table[0])
-        return (days + more) * DAY_S + np.interp(rest + self._table[0], self._table, self._grid_s)
+        free_s: NDArray[np.float64] = (days + more) * DAY_S + np.interp(
+            rest + self._table[0], self._table, self._grid_s
+        )
+        return free_s
 
     def _hazard(self, at_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the integral of the rate of becoming free."""

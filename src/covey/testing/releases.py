@@ -6,8 +6,7 @@ import msgspec
 
 from covey.plans.release import Delegation, Release
 from covey.storage.interface import Storage
-from covey.testing.laws import expect, expect_error
-from covey.testing.storage import KEEP_CHECKPOINTS, Check, Open, begin, summary_of
+from covey.testing.laws import KEEP_CHECKPOINTS, Check, Open, begin, expect, expect_error, summary_of
 from covey.types.errors import NotFoundError, StorageError
 from covey.types.tensors import sha256_hex
 from covey.wire.messages import CandidateSummary

@@ -17,7 +17,9 @@
     │   ├── PlanSignatureError plan_signature        not signed by the pinned owner
     │   ├── PlanOpError        plan_op               a graph with an op, domain or feature outside the list
     │   ├── PlanSchemaError    plan_schema           written for a newer Covey
-    │   └── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
+    │   ├── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
+    │   ├── ParticipationError participation         the plan's privacy terms do not let this device take part again yet
+    │   └── OverBudgetError    over_budget           it took more memory than the budget that it names
     ├── DataError              data_invalid
     │   ├── DatasetMissingError dataset_missing
     │   ├── ExampleError       example_invalid       wrong shape, dtype or value
@@ -39,6 +41,7 @@
     ├── SessionError           session_invalid
     │   ├── SessionUnknownError session_unknown      no such session here (for example after a restart)
     │   ├── RoundClosedError   round_closed          a stale round: closed before the report came
+    │   ├── AlreadyInRoundError already_in_round     a device that takes part in the round, or waits, already
     │   └── AlreadyCountedError already_counted      a second report for one session
     ├── StateError             illegal_transition    a message that the state machine does not accept now
     │   └── TaskStateError     task_state            a task that cannot do in its state what was asked
@@ -64,6 +67,7 @@
     │   ├── StoreCorruptError  store_corrupt         an example store whose file is damaged
     │   └── StoreSealedError   store_sealed          an encrypted example store without its key, or a plain one
     ├── PortInUseError         port_in_use
+    ├── UnhealthyError         unhealthy             the storage does not answer, or no clock runs
     ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
         ├── ClipMissingError   privacy_no_clip       noise without a clip
@@ -80,6 +84,7 @@ from typing import ClassVar
 
 __all__ = [
     "AlreadyCountedError",
+    "AlreadyInRoundError",
     "AttestationError",
     "BlobHashError",
     "BudgetExhaustedError",
@@ -100,7 +105,9 @@ __all__ = [
     "MissingExtraError",
     "NoiseError",
     "NotFoundError",
+    "OverBudgetError",
     "ParityError",
+    "ParticipationError",
     "PlanBuildError",
     "PlanError",
     "PlanFormatError",
@@ -128,9 +135,9 @@ __all__ = [
     "StateError",
     "StorageError",
     "StorageFullError",
+    "StorageLockedError",
     "StoreCorruptError",
     "StoreSealedError",
-    "StorageLockedError",
     "TaskStateError",
     "ThresholdError",
     "TooFewExamplesError",
@@ -139,6 +146,7 @@ __all__ = [
     "TrainingError",
     "TransportError",
     "UnauthorizedError",
+    "UnhealthyError",
     "UnsupportedPrimitiveError",
     "UpdateError",
     "UpdateFormatError",
@@ -282,6 +290,18 @@ class PlanRefusedError(PlanError):
     code = "plan_refused"
 
 
+class ParticipationError(PlanError):
+    """The plan's privacy terms do not let this device take part again so soon, or at all."""
+
+    code = "participation"
+
+
+class OverBudgetError(PlanError):
+    """A plan that took more of the device than the budget which it names; it was ended."""
+
+    code = "over_budget"
+
+
 class DataError(CoveyError):
     """Data that cannot be used."""
 
@@ -417,6 +437,13 @@ class RoundClosedError(SessionError):
     """A stale round: it closed before the report came."""
 
     code = "round_closed"
+    http_status = 409
+
+
+class AlreadyInRoundError(SessionError):
+    """A device that takes part in the round already, or waits already: its credential counts once."""
+
+    code = "already_in_round"
     http_status = 409
 
 
@@ -583,6 +610,13 @@ class PortInUseError(CoveyError):
     """A port on which something else listens."""
 
     code = "port_in_use"
+
+
+class UnhealthyError(CoveyError):
+    """A server that cannot do its work: its storage does not answer, or the clock of its rounds stands still."""
+
+    code = "unhealthy"
+    http_status = 503
 
 
 class ReleaseRefusedError(CoveyError):
