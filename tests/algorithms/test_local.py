@@ -47,6 +47,14 @@ def test_fedprox_without_its_term_is_fedavg_and_with_it_stays_nearer():
     close(model(trained("fedprox:mu=0", hyper={"mu": 2.0})), near)  # a round may set it
 
 
+def test_fedprox_trains_under_a_mask_and_what_sends_more_than_a_model_does_not():
+    plan, *_ = world("fedprox", compression="mask:0.5|float32")  # built, so checked against JAX
+    assert plan.manifest.phases[0].trained_in_place
+    for algorithm in ("scaffold", "fednova", "mimelite"):
+        with pytest.raises(UsageError):
+            world(algorithm, compression="mask:0.5|float32")
+
+
 def test_scaffold_with_no_variates_is_fedavg_and_its_new_variate_is_the_mean_gradient():
     plain, result = model(trained("fedavg")), trained("scaffold")
     close(model(result), plain)

@@ -20,6 +20,7 @@ import msgspec
 import covey
 from covey.algorithms.registry import parse_algorithm
 from covey.compression.codec import codec_for, codec_named
+from covey.compression.structured_updates import ROW_VALUES, LowRank, RandomMask
 from covey.data.dataset import FederatedDataset, sizes_of
 from covey.plans.manifest import PrivacyTerms, RingPlan, SegmentPlan
 from covey.plans.plan import Plan, pack_plan, unpack_plan
@@ -57,10 +58,9 @@ def local_halves(settings: Settings, dataset: FederatedDataset) -> tuple[Local, 
     """Return the algorithm's device half, phase by phase, for some settings; imports JAX.
 
     Raises:
-        UsageError: no such algorithm or optimizer, or a mask that the algorithm cannot train under.
+        UsageError: no such algorithm or optimizer, or a structured update that the algorithm cannot train.
     """
     from covey.algorithms.local.registry import Facts, device_halves
-    from covey.algorithms.local.structured import trained_in_place
 
     batch_size = settings.batch_size or largest_device(settings, dataset)
     facts = Facts(
@@ -71,12 +71,28 @@ def local_halves(settings: Settings, dataset: FederatedDataset) -> tuple[Local, 
         num_devices=len(dataset.client_ids),
         most_steps=settings.max_steps or settings.epochs * -(-largest_device(settings, dataset) // batch_size),
     )
-    halves = device_halves(facts)
-    if codec_named(settings.compression).mask is None:
-        return halves
-    if len(halves) > 1:
-        raise UsageError("--compression mask", expected="an algorithm with one phase", got=facts.choice.name)
-    return tuple(map(trained_in_place, halves))
+    return _structured(device_halves(facts), settings)
+
+
+def _structured(halves: tuple[Local, ...], settings: Settings) -> tuple[Local, ...]:
+    """Return the halves as the compression has them train, where it names a structured update."""
+    from covey.algorithms.local.structured import low_rank_in_place, masked_in_place
+
+    structure = codec_named(settings.compression).structure
+    if structure is not None and len(halves) > 1:
+        raise UsageError("--compression", expected="an algorithm with one phase", got=halves[0].algorithm)
+    if isinstance(structure, RandomMask):
+        return tuple(map(masked_in_place, halves))
+    if isinstance(structure, LowRank):
+        if settings.optimizer == "adam":
+            raise UsageError("--optimizer", expected="sgd or momentum under lowrank", got="adam", hint=_LINEAR)
+        return tuple(low_rank_in_place(half, ROW_VALUES, structure.rank) for half in halves)
+    return halves
+
+
+_LINEAR = (
+    "a step of adam is not linear in the gradient, and would leave the directions that are sent; mask:P goes with it"
+)
 
 
 def largest_device(settings: Settings, dataset: FederatedDataset) -> int:

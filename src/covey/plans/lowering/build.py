@@ -19,7 +19,7 @@ from covey.plans.lowering.programs import (
     specs,
     stripped,
 )
-from covey.plans.manifest import KEPT, TRAINED, AlgorithmRef, Manifest, Phase, SegmentPlan, needed_schema
+from covey.plans.manifest import BASIS, KEPT, TRAINED, AlgorithmRef, Manifest, Phase, SegmentPlan, needed_schema
 from covey.plans.plan import pack_plan
 from covey.plans.task import Local, PlanOptions, Task
 from covey.types.errors import ParityError, PlanBuildError
@@ -177,7 +177,7 @@ def _phase(shapes: _Signature, index: int) -> Phase:
         name=local.graph,
         graph=local.graph,
         state=specs(named_leaves(programs.state, "state"), "state"),
-        shared=specs({k: v for k, v in shared.items() if not _is_own(k)}, "shared"),
+        shared=specs({k: v for k, v in shared.items() if not (_is_drawn(k) or k.startswith(f"{KEPT}/"))}, "shared"),
         segments=tuple(
             SegmentPlan(
                 name=name,
@@ -192,7 +192,7 @@ def _phase(shapes: _Signature, index: int) -> Phase:
         epochs=epochs,
         max_steps=(None if gradient else options.max_steps) or epochs * -(-options.max_examples // shapes.batch_size),
         chunk_steps=options.chunk_steps,
-        trained_in_place=any(k.startswith(f"{TRAINED}/") for k in shared),
+        trained_in_place=any(map(_is_drawn, shared)),
         kept=specs(stripped(KEPT, made), KEPT),
         begin=_graph_name("begin", index),
         finish=_graph_name("finish", index),
@@ -204,7 +204,7 @@ def _check_parity(shapes: _Signature, graphs: Mapping[str, bytes], index: int) -
     programs = shapes.programs
     rng = np.random.Generator(np.random.Philox(key=0))
     params = prefixed("params", initial_params(programs.task, seed=0))
-    shared = {k: _plausible(v, rng) for k, v in shapes.tree("shared").items()}
+    shared = {k: _plausible(k, v, rng) for k, v in shapes.tree("shared").items()}
     loop_name, where = programs.local.graph, f"plan {programs.task.name!r}"
     _check_graph(_graph_name("begin", index), programs.begin, {**params, **shared}, graphs, where)
     _check_steps(programs, shapes, graphs[loop_name], {**params, **shared}, rng, f"{where}: {loop_name}")
@@ -279,15 +279,17 @@ def _fields(
     return {f.name: random_field(f, (*lead, *f.shape), rng) for f in fields}
 
 
-def _plausible(struct: Any, rng: np.random.Generator) -> Any:
+def _plausible(name: str, struct: Any, rng: np.random.Generator) -> Any:
     if struct.dtype == np.bool_:
         return rng.random(struct.shape) < 0.5
-    return rng.standard_normal(struct.shape).astype(struct.dtype)
+    values = rng.standard_normal(struct.shape)
+    # Columns about as long as a basis has them: longer ones would make every step larger than any that is taken.
+    return (values / np.sqrt(struct.shape[0]) if name == f"shared.{BASIS}" else values).astype(struct.dtype)
 
 
-def _is_own(name: str) -> bool:
-    """Return whether the device itself makes or keeps what is called so: it is not broadcast."""
-    return name.startswith((f"{TRAINED}/", f"{KEPT}/"))
+def _is_drawn(name: str) -> bool:
+    """Return whether a broadcast tensor is a structured update's, which the device draws itself."""
+    return name == BASIS or name.startswith(f"{TRAINED}/")
 
 
 def _check_options(options: PlanOptions) -> None:
