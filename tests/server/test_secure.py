@@ -518,9 +518,9 @@ def test_a_ring_is_opened_to_the_sum_of_the_updates(spec, groups):
     got = opened_reals(r.manifest, 0, closed.total, r.offer.public_seed)["model"]
     want = sum(r.values[s]["model"].astype(np.float64) for s in r.sessions)
     codec = codec_named(plan.codec)
-    if codec.mask is not None:  # only these were trained
+    if codec.structure is not None:  # only these were trained
         seed = segment_seed(codec, round_seed=r.offer.public_seed, session="", segment="model")
-        at = codec.trained_positions(plan.length, seed)
+        at = codec.structure.positions(plan.length, seed)
         kept = np.zeros_like(want)
         kept[at] = want[at]
         want = kept
