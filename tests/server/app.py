@@ -57,7 +57,8 @@ async def serving(storage=None, on_round=lambda summary: None, lifetime_s=3600.0
         storage, _ = parts.storage_with_population()
     base = {"goal": 2, "over_selection": 1.0, "min_fraction": 1.0, "patience_s": 0.0}
     config = ServerConfig(population=P, round=RoundConfig(**{**base, **(rounds or {})}), **fields)
-    parts.set_rounds(storage, RoundSettings(**msgspec.structs.asdict(config.round)))
+    if storage.tasks(P):
+        parts.set_rounds(storage, RoundSettings(**msgspec.structs.asdict(config.round)))
     service = Service(storage, config, Credentials(bytes(32), lifetime_s=lifetime_s), on_round=on_round)
     app = create_app(service)
     network = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -190,6 +190,7 @@ def write_population(
         server.mkdir()
         write_private(owner / "owner.key", private_key_pem(key))
         (owner / "owner.pub").write_bytes(public_key_pem(key.public_key()))
+        (server / "owner.pub").write_bytes(public_key_pem(key.public_key()))
         (server / "plan.covey").write_bytes(prepared.plan_bytes)
         (server / "plan.sig").write_text(sign_plan(key, population, prepared.plan.hash).hex())
         (server / "checkpoint.bin").write_bytes(prepared.checkpoint)

@@ -9,7 +9,9 @@ import msgspec
 
 from covey.types.errors import UsageError
 
-__all__ = ["RoundConfig", "ServerConfig", "load_config"]
+__all__ = ["RoundConfig", "ServerConfig", "check_name", "load_config"]
+
+_MAX_NAME = 64
 
 
 class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,8 +130,12 @@ def _check(path: Path, config: ServerConfig) -> None:
             raise UsageError(f"configuration {path}: {name}", expected=f"{low} to {high}", got=str(value))
     if config.enrolment != "open":
         raise UsageError(f"configuration {path}: enrolment", expected="open", got=config.enrolment)
+    check_name(f"configuration {path}: population", config.population)
+    check_name(f"configuration {path}: task", config.task)
+
+
+def check_name(where: str, name: str) -> None:
+    """Raise UsageError for a name that would not go into addresses, paths and files as it is."""
     safe = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-    if not config.population or not set(config.population) <= safe or config.population.startswith("."):
-        raise UsageError(
-            f"configuration {path}: population", expected="letters, digits and -_.", got=repr(config.population)
-        )
+    if not 0 < len(name) <= _MAX_NAME or not set(name) <= safe or name.startswith("."):
+        raise UsageError(where, expected=f"1 to {_MAX_NAME} letters, digits and -_.", got=repr(name[: 2 * _MAX_NAME]))

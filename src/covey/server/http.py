@@ -1,7 +1,7 @@
 """The HTTPS adapter: requests become messages to the roles, and their answers become responses. No access log."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from covey.server.messages import AbandonArrived, DeviceArrived, ReportArrived, StepArrived
 from covey.server.service import Service
@@ -35,7 +35,7 @@ from covey.wire.messages import (
     encode_message,
 )
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "json_answer", "small_body"]
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -44,37 +44,39 @@ _IMMUTABLE = {"cache-control": "public, max-age=31536000, immutable"}
 _HTTP_CODES = {404: "not_found", 405: "wire_invalid"}
 
 
-def create_app(service: Service) -> Starlette:
-    """Return the application that serves ``service``; the routes are those of ``wire/SPEC.md``."""
+def create_app(service: Service, more: Sequence[BaseRoute] = ()) -> Starlette:
+    """Return the application that serves ``service``, and ``more`` beside; the routes are those of ``wire/SPEC.md``."""
 
     async def enroll(request: Request) -> Response:
-        message = decode_message(await _small_body(request), Enroll)
+        message = decode_message(await small_body(request), Enroll)
         _own_population(service, message.population)
         token = service.credentials.issue(service.population, service.now_s())
-        return _json(Enrolled(credential=token, expires_in_s=service.credentials.lifetime_s))
+        return json_answer(Enrolled(credential=token, expires_in_s=service.credentials.lifetime_s))
 
     async def check_in(request: Request) -> Response:
-        message = decode_message(await _small_body(request), CheckIn)
+        message = decode_message(await small_body(request), CheckIn)
         _authorize(service, request)
         _own_population(service, message.population)
         if (now := service.come_back_now()) is not None:
-            return _json(now)
+            return json_answer(now)
         ticket, answer = service.ask_selector(DeviceArrived)
-        return _json(await _unless_hung_up(request, answer, lambda: service.leave(ticket)))
+        return json_answer(await _unless_hung_up(request, answer, lambda: service.leave(ticket)))
 
     async def report(request: Request) -> Response:
         _authorize(service, request)
         session = request.path_params["session"]
         _own_mode(service, session, "plain")
-        return _json(await received(request, lambda ticket, body: ReportArrived(ticket, session, body)))
+        return json_answer(await received(request, lambda ticket, body: ReportArrived(ticket, session, body)))
 
     async def step(request: Request) -> Response:
         _authorize(service, request)
         session, name = request.path_params["session"], _step(service, request)
         if name == "mask":  # as large as a model: it is read into one of the few buffers
-            return _json(await received(request, lambda ticket, body: StepArrived(ticket, session, name, body)))
-        data = await _small_body(request, _content_length(request, service.max_body_bytes))
-        return _json(await service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data)))
+            return json_answer(await received(request, lambda ticket, body: StepArrived(ticket, session, name, body)))
+        data = await small_body(request, _content_length(request, service.max_body_bytes))
+        return json_answer(
+            await service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data))
+        )
 
     async def told(request: Request) -> Response:
         _authorize(service, request)
@@ -85,7 +87,7 @@ def create_app(service: Service) -> Starlette:
             return Response(status_code=204)  # not yet: ask again
         finally:
             service.give_up(ticket)
-        return _json(message) if isinstance(message, Joined) else Response(message, media_type=_BINARY)
+        return json_answer(message) if isinstance(message, Joined) else Response(message, media_type=_BINARY)
 
     async def received(request: Request, message: Callable[[str, memoryview], Any]) -> Any:
         """Read a body into one of the few buffers, hand it over, and return what the aggregator answers."""
@@ -107,11 +109,13 @@ def create_app(service: Service) -> Starlette:
         return await answer
 
     async def abandon(request: Request) -> Response:
-        message = decode_message(await _small_body(request), Abandon)
+        message = decode_message(await small_body(request), Abandon)
         _authorize(service, request)
         session = request.path_params["session"]
         reason = message.reason[:64]
-        return _json(await service.ask_aggregator(session, lambda ticket: AbandonArrived(ticket, session, reason)))
+        return json_answer(
+            await service.ask_aggregator(session, lambda ticket: AbandonArrived(ticket, session, reason))
+        )
 
     async def blob(request: Request) -> Response:
         counted = "authorization" in request.headers and _authorize(service, request)
@@ -122,13 +126,15 @@ def create_app(service: Service) -> Starlette:
         after = request.query_params.get("after", "0")
         if not after.isdecimal() or len(after) > 12:
             raise WireError("after", expected="a count", got="something else")
-        return _json(service.status(request.path_params["population"], int(after)))
+        return json_answer(service.status(request.path_params["population"], int(after)))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         service.start()
-        yield
-        await service.close()
+        try:
+            yield
+        finally:
+            await service.close()
 
     return Starlette(
         routes=[
@@ -141,6 +147,7 @@ def create_app(service: Service) -> Starlette:
             Route("/v1/plans/{sha256}", blob, methods=["GET"]),
             Route("/v1/checkpoints/{sha256}", blob, methods=["GET"]),
             Route("/v1/populations/{population}", status, methods=["GET"]),
+            *more,
         ],
         exception_handlers={
             CoveyError: _on_covey_error,
@@ -181,7 +188,8 @@ def _own_population(service: Service, population: str) -> None:
         )
 
 
-async def _small_body(request: Request, at_most: int = MAX_MESSAGE_BYTES) -> bytes:
+async def small_body(request: Request, at_most: int = MAX_MESSAGE_BYTES) -> bytes:
+    """Return a request's body. Raises TooLargeError as soon as it is longer than ``at_most``."""
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
@@ -217,7 +225,8 @@ async def _hang_up(request: Request) -> None:
         pass
 
 
-def _json(message: Any) -> Response:
+def json_answer(message: Any) -> Response:
+    """Return a message as a response that nobody keeps."""
     return Response(encode_message(message), media_type="application/json", headers={"cache-control": "no-store"})
 
 

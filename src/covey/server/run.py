@@ -1,6 +1,7 @@
 """Run a server: open its directory, listen with TLS 1.3, serve until told to stop."""
 
 import asyncio
+import contextlib
 import errno
 import socket
 import ssl
@@ -10,7 +11,9 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from starlette.applications import Starlette
 
+from covey.server.admin import Admin, load_or_make_token
 from covey.server.authority import ensure_authority
 from covey.server.config import ServerConfig
 from covey.server.credentials import Credentials, load_or_make_key
@@ -18,6 +21,7 @@ from covey.server.http import create_app
 from covey.server.population import load_population
 from covey.server.service import Service
 from covey.storage.blobs import storage_errors
+from covey.storage.lock import DirectoryLock
 from covey.storage.sqlite import SqliteStorage
 from covey.types.errors import PortInUseError, UsageError
 from covey.wire.messages import RoundSummary
@@ -46,7 +50,7 @@ def serve(
     """Serve until SIGINT or SIGTERM; then answer who waits, and return.
 
     Args:
-        directory: holds the files that ``config`` names; ``authority/``, ``credential.key`` and ``data/`` are made.
+        directory: holds the files that ``config`` names; ``authority/``, ``data/`` and the keys are made.
         config: what to serve, and how.
         on_ready: called once, when connections are accepted.
         on_round: gets every round that ends, committed or abandoned.
@@ -54,24 +58,25 @@ def serve(
     Raises:
         PortInUseError: something else listens there.
         UsageError: a file or a value that cannot be used.
-        StorageError: the directory cannot be written.
+        StorageError: the directory cannot be written, or another server uses it.
     """
-    listener = _listen(config.host, config.port)
-    with listener:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(_listen(config.host, config.port))
         authority = directory / "authority"
         ensure_authority(authority)
         with storage_errors(f"directory {directory}"):
             key = load_or_make_key(directory / "credential.key")
+            token = load_or_make_token(directory / "admin.token")
+        stack.enter_context(contextlib.closing(DirectoryLock(directory / "data" / "lock")))
         storage = SqliteStorage(directory / "data", keep_checkpoints=config.keep_checkpoints)
-        try:
-            record = load_population(storage, directory, config)
-            service = Service(storage, config, Credentials(key), on_round=on_round)
-            port = listener.getsockname()[1]
-            ready = Listening(f"https://{config.host}:{port}", config.population, record.round)
-            server = _Server(_uvicorn_config(service, authority), service, lambda: on_ready(ready))
-            server.run(sockets=[listener])
-        finally:
-            storage.close()
+        stack.enter_context(contextlib.closing(storage))
+        record = load_population(storage, directory, config)
+        service = Service(storage, config, Credentials(key), on_round=on_round)
+        port = listener.getsockname()[1]
+        ready = Listening(f"https://{config.host}:{port}", config.population, record.round)
+        app = create_app(service, Admin(service, storage, directory, config, token).routes())
+        server = _Server(_uvicorn_config(app, authority), service, lambda: on_ready(ready))
+        server.run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):
@@ -107,9 +112,9 @@ class _Server(uvicorn.Server):
         self.should_exit = True  # uvicorn would raise the signal again afterwards: a wanted stop is no failure
 
 
-def _uvicorn_config(service: Service, authority: Path) -> uvicorn.Config:
+def _uvicorn_config(app: Starlette, authority: Path) -> uvicorn.Config:
     config = uvicorn.Config(
-        create_app(service),
+        app,
         ssl_certfile=authority / "server.pem",
         ssl_keyfile=authority / "server.key",
         log_config=None,
