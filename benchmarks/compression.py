@@ -10,6 +10,8 @@ The secure rows travel as they would under masks (rotated, one seed for the roun
 overflow) and are opened by the plain aggregator: the same sum. For the keys and shares of secure aggregation the bytes
 of Bonawitz et al. 2017 for a complete graph of n devices are added to every report, the baseline's too: (7 n - 4) x 32.
 
+"private" compares the secure path with and without noise of devices (benchmarks/compression_private.py).
+
 Curves are kept in --state and not run again; a run that exceeds --budget-s says what is missing, and the next goes on.
 Besides: time and size of encoding 1.66M parameters on one core, and EDEN's error beside the paper's.
 """
@@ -28,10 +30,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.compression_curves import Curve, CurveStore, bytes_to, reached_round
+from benchmarks.compression_private import compare_private
 from benchmarks.compression_speed import NUM_PARAMETERS
 from benchmarks.report import Report
 from covey.compression.codec import codec_named
-from covey.device.randomness import PrivateStream
+from covey.privacy.randomness import AesCtr
 from covey.recipes.recipe import load_recipe
 from covey.types.errors import CoveyError, DatasetMissingError
 
@@ -143,13 +146,18 @@ def main() -> None:
         quick(report, store)
     else:
         for name in args.models.split(","):
+            if name == "private":
+                compare_private(report, store, EXPERIMENTS["2nn"].seeds[: args.seeds])
+                continue
             compare(report, store, name, EXPERIMENTS[name], args.seeds)
     report.finish()
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    parser.add_argument("--models", default="2nn,cnn,cifar", help="some of 2nn, cnn and cifar; all unless told")
+    parser.add_argument(
+        "--models", default="2nn,private,cnn,cifar", help="some of 2nn, private, cnn and cifar; all unless told"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="how many seeds, up to 3")
     parser.add_argument("--budget-s", type=float, default=7200.0, help="begin no run after so many seconds")
     parser.add_argument("--state", default=f"{cache}/covey/benchmarks/compression", help="where curves are kept")
@@ -183,7 +191,7 @@ def eden_error(report: Report, draws: int) -> None:
         "log-normal": lambda r: r.lognormal(0, 1, 2**17),
         "t3": lambda r: r.standard_t(3, 2**17),
     }
-    private = PrivateStream(bytes(32), "benchmark")
+    private = AesCtr(bytes(32), private=False)
     for kind, draw in make.items():
         errors: dict[int, list[float]] = {b: [] for b in _EXPECTED_ERROR}
         for i in range(draws):

@@ -26,6 +26,7 @@ _SOURCES = (
     "plans",
     "algorithms",
     "compression",
+    "privacy",
     "device",
     "server",
     "simulation",
@@ -36,11 +37,12 @@ _SOURCES = (
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Accuracy and cumulative upload bytes after each round."""
+    """Accuracy and cumulative upload bytes after each round; epsilon of all rounds where there is noise."""
 
     accuracies: list[float]
     bytes_up: list[int]
     seconds: float
+    epsilon: float | None = None
     cached: bool = False
 
 
@@ -84,7 +86,14 @@ class CurveStore:
         self._sources = _sources_digest()
 
     def curve(
-        self, recipe: str, spec: str, seed: int, rounds: int, target: float | None = None, **settings: Any
+        self,
+        recipe: str,
+        spec: str,
+        seed: int,
+        rounds: int,
+        target: float | None = None,
+        privacy: str | None = None,
+        **settings: Any,
     ) -> Curve | None:
         """Return a curve, from the folder or by running it now; None where the budget is used up.
 
@@ -94,9 +103,12 @@ class CurveStore:
             seed: of the run.
             rounds: the most rounds.
             target: stop at this accuracy; None runs all rounds.
+            privacy: a SPEC of differential privacy.
             **settings: replace the recipe's own.
         """
         what = {"recipe": recipe, "spec": spec, "seed": seed, "rounds": rounds, "target": target, **settings}
+        if privacy is not None:
+            what["privacy"] = privacy
         sources = self._sources
         if recipe.endswith(".py"):
             sources += hashlib.sha256(recipe_source(recipe)).hexdigest()
@@ -104,11 +116,11 @@ class CurveStore:
         file = self._folder / f"{name}.json"
         if file.exists():
             kept = json.loads(file.read_text())
-            return Curve(kept["accuracies"], kept["bytes_up"], kept["seconds"], cached=True)
+            return Curve(kept["accuracies"], kept["bytes_up"], kept["seconds"], kept["epsilon"], cached=True)
         if time.monotonic() > self._end_at_s:
             return None
         chosen = dataclasses.replace(load_recipe(recipe).settings, compression=spec, **settings)
-        options = SimulationOptions(rounds=rounds, target=target, seed=seed)
+        options = SimulationOptions(rounds=rounds, target=target, seed=seed, privacy=privacy)
         started_s = time.monotonic()
         try:
             report = simulate(recipe, chosen, options, _Until(self._end_at_s))
@@ -118,6 +130,7 @@ class CurveStore:
             [float(r.accuracy or 0.0) for r in report.rounds],
             _cumulative([r.bytes_up for r in report.rounds]),
             time.monotonic() - started_s,
+            None if report.privacy is None else report.privacy.epsilon,
         )
         self._folder.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"what": what, **dataclasses.asdict(curve)}) + "\n")

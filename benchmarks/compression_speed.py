@@ -15,7 +15,7 @@ import numpy as np
 
 from covey.compression.codec import codec_named
 from covey.compression.secure import SecurePath
-from covey.device.randomness import PrivateStream
+from covey.privacy.randomness import AesCtr
 
 __all__ = ["NUM_PARAMETERS", "SPECS", "main"]
 
@@ -52,7 +52,7 @@ def main() -> None:
     values = (0.01 * rng.standard_t(3, NUM_PARAMETERS)).astype(np.float32)
     norm = float(np.linalg.norm(values))
     target = np.empty_like(values)
-    seed, private = bytes(32), PrivateStream(bytes(32), "benchmark")
+    seed, private = bytes(32), AesCtr(bytes(32), private=False)
     rows = []
     for template in SPECS:
         spec = template.format(norm=f"{norm:.6g}")

@@ -82,6 +82,22 @@ def test_a_plan_is_built_with_a_promise(covey, tiny, tmp_path):
     assert "--rounds R and --devices N" in covey(*build, "gaussian:clip=1,noise=1").stderr
 
 
+def test_noise_and_a_ring_compose_where_they_are_typed(covey, tiny, tmp_path):
+    both = ["--compression", "hd|subsample:0.5|ring:24:26:clip:8", "--privacy", "discrete-gaussian:clip=1,noise=1"]
+    build = ["plan", "build", tiny, "-o", tmp_path / "plan", "--secure", "--cohort", 20, "--min-cohort", 10]
+    done = covey(*build, *both, "--rounds", 5, "--devices", 200)
+    assert done.returncode == 0 and "mode secure" in done.stdout, done.stderr
+    shown = covey("plan", "inspect", tmp_path / "plan").stdout
+    assert "15 values by hd|subsample:0.5|ring:24:26:clip:8" in shown and "modulo 2^24" in shown
+    assert covey("plan", "check", tmp_path / "plan").returncode == 0
+    simulated = covey("simulate", tiny, "--rounds", 1, "--workers", 1, *both)
+    assert simulated.returncode == 0 and "ring:24:26:clip:8" in simulated.stdout, simulated.stderr
+    alone = covey(*build, *both[:2])
+    assert alone.returncode == 2 and "compression_spec" in alone.stderr and "--privacy" in alone.stderr
+    eden = covey(*build, "--compression", "hd|eden:2", *both[2:], "--rounds", 5, "--devices", 200)
+    assert eden.returncode == 2 and "compression_spec" in eden.stderr and "ring:B:N:clip" in eden.stderr
+
+
 def test_a_federation_over_https_keeps_a_promise(covey, tiny, tmp_path):
     """Central noise, end to end: init, serve, devices with a floor; charged rounds; a budget that stops them."""
     promise = "gaussian:clip=adaptive,start=1,noise=2,budget=3.2,delta=1e-4"
@@ -109,11 +125,12 @@ def test_a_federation_over_https_keeps_a_promise(covey, tiny, tmp_path):
     assert again.returncode == 1 and "privacy_budget" in again.stderr and "Traceback" not in again.stderr
 
 
-def test_noise_of_devices_in_a_secure_sum(covey, tiny, tmp_path):
+@pytest.mark.parametrize("compression", [[], ["--compression", "hd|subsample:0.5|ring:20:4:clip:8"]])
+def test_noise_of_devices_in_a_secure_sum(covey, tiny, tmp_path, compression):
     """Distributed noise as it is meant: added before masking, opened in a group's sum only, charged before that."""
     made = covey(
         "init", tmp_path / "fed", "--recipe", tiny, "--cohort", 3, "--min-cohort", 3, "--port", 0, "--host",
-        "localhost", "--rounds", 2, "--devices", 1000, "--privacy", "skellam:clip=1,noise=1,delta=1e-4",
+        "localhost", "--rounds", 2, "--devices", 1000, "--privacy", "skellam:clip=1,noise=1,delta=1e-4", *compression,
     )  # fmt: skip
     assert made.returncode == 0 and "each device adds" in made.stdout and "secure aggregation" in made.stdout
     homes = [f"home-{i}" for i in range(3)]

@@ -3,10 +3,16 @@ import math
 import numpy as np
 import pytest
 
-from covey.compression.codec import codec_named
+from covey.compression.codec import codec_for, codec_named, norm_share, part_codec
 from covey.compression.ring import choose_ring, expected_errors
 from covey.compression.secure import SecurePath
-from covey.types.errors import LayoutError, UpdateFormatError, UpdateNotFiniteError, UpdateRangeError
+from covey.types.errors import (
+    CompressionSpecError,
+    LayoutError,
+    UpdateFormatError,
+    UpdateNotFiniteError,
+    UpdateRangeError,
+)
 
 from .vectors import ADVERSARIAL, SEED, Rounding, drawn, error, seed
 
@@ -99,17 +105,83 @@ def test_residues_are_packed_in_their_bits(bits):
         path.unpack(data[:-1])
 
 
-@pytest.mark.parametrize(("length", "norm"), [(64, 1.0), (4096, 1.0), (4096, 1000.0)])
-def test_with_a_clip_the_norm_of_the_integers_is_bounded(length, norm):
-    path = SecurePath(length, n_max=100, ring_bits=16, norm=1.0, keep=0.5, clip_norm=1.0, clamp_deviations=30.0)
-    for i in range(30):
-        values = drawn("normal", length, i)
-        values *= norm / np.linalg.norm(values)
-        residues = path.encode(values, SEED, Rounding(i)).astype(np.int64)
-        centred = np.where(residues >= 2**15, residues - 2**16, residues)
-        assert np.linalg.norm(centred.astype(float)) <= path.norm_bound
-        clip = path.clip_norm * math.sqrt(path.num_values / (path._rotated[0] * path._rotated[1])) / path.step
-        assert path.norm_bound <= clip + math.sqrt(path.num_values)
+@pytest.mark.parametrize(
+    "spec", ["hd|ring:20:8:clip", "hd|subsample:0.25|ring:20:8:clip", "mask:0.5|hd|ring:20:8:clip"]
+)
+@pytest.mark.parametrize("length", [1, 33, 5000])
+def test_the_linear_part_is_linear_and_the_same_for_all(spec, length):
+    """Law: lifting the sum of projections is the sum of what each lifts to; float32 rotations round to 1e-5."""
+    codec, vectors = codec_named(spec), updates(length, 5)
+    sent = [codec.project(v, SEED) for v in vectors]
+    assert {len(x) for x in sent} == {codec.projection(length).num_values}
+    total = codec.lift(np.sum(sent, axis=0), length, SEED)
+    singles = np.sum([codec.lift(x, length, SEED).astype(np.float64) for x in sent], axis=0)
+    assert np.linalg.norm(total - singles) <= 1e-5 * np.linalg.norm(singles)
+    if spec.startswith("hd|ring"):
+        assert np.linalg.norm(total - np.sum(vectors, axis=0)) <= 1e-5 * np.linalg.norm(total)
+        assert np.linalg.norm(sent[0]) == pytest.approx(np.linalg.norm(vectors[0]), rel=1e-5)  # a rotation
+
+
+def test_a_part_of_the_coordinates_has_its_part_of_the_norm():
+    """norm_share is sqrt(sent / all): the mean squared norm of what is sent over the vector's, 6 standard errors."""
+    codec, values = codec_named("hd|subsample:0.125|ring:20:8:clip"), drawn("lognormal", 3000)
+    share = norm_share([(codec, 3000)])
+    assert share == pytest.approx(math.sqrt(0.125), rel=0.02)  # rows of 32 and more send whole numbers of values
+    squares = [float(np.linalg.norm(codec.project(values, seed(i))) ** 2) for i in range(200)]
+    expected = share**2 * float(np.linalg.norm(values)) ** 2
+    assert abs(np.mean(squares) - expected) <= 6 * np.std(squares) / math.sqrt(200)
+    assert norm_share([(codec_named("float32"), 7)]) == 1.0
+    assert norm_share([(codec, 3000), (codec, 3000)]) == share
+
+
+def test_what_a_part_opens_to_is_unbiased():
+    codec, values = codec_named("hd|subsample:0.25|ring:20:8:clip"), ADVERSARIAL["spike on noise"]
+    draws = np.array([codec.lift(codec.project(values, seed(i)), values.size, seed(i)) for i in range(1500)], float)
+    allowed = 6 * draws.std(axis=0) / math.sqrt(len(draws)) + 1e-5 * np.linalg.norm(values)
+    assert (np.abs(draws.mean(axis=0) - values) <= allowed).all()
+
+
+def test_a_norm_that_is_the_clips_needs_noise():
+    codec = codec_named("mask:0.5|hd|subsample:0.25|ring:12:100:clip:3")
+    assert codec.text == "mask:0.5|hd|subsample:0.25|ring:12:100:clip:3" and codec.ring.norm is None
+    for refused in (
+        lambda: codec.encode(np.ones(64, np.float32), SEED, Rounding()),
+        lambda: codec.ring_segment("model", 64),
+        lambda: codec_for("hd|ring:12:100:clip", "secure", 10),
+        lambda: codec_for("hd|ring:12:100:clip", "plain", 10),
+    ):
+        with pytest.raises(CompressionSpecError, match="differential privacy beside it"):
+            refused()
+    assert codec_for("hd|ring:12:100:clip", "secure", 100, noised=True) is codec_named("hd|ring:12:100:clip")
+    with pytest.raises(CompressionSpecError, match="a ring for the 101 devices"):
+        codec_for("hd|ring:12:100:clip", "secure", 101, noised=True)
+
+
+@pytest.mark.parametrize(
+    "spec", ["hd|ring:12:100:1.5", "hd|eden:2", "hd|uniform:2", "quantize:4", "topk:0.1", "lowrank:4"]
+)
+@pytest.mark.parametrize("mode", ["plain", "secure"])
+def test_under_noise_only_what_leaves_rounding_to_it_composes(spec, mode):
+    with pytest.raises(CompressionSpecError, match="leaves rounding to the noise") as caught:
+        codec_for(spec, mode, 10, noised=True)
+    assert "ring:B:N:clip" in caught.value.hint
+
+
+@pytest.mark.parametrize("bits", [2, 8, 12, 16, 20, 25])
+def test_integers_under_noise_travel_in_the_bits_of_their_ring(bits):
+    codec = part_codec(codec_named(f"hd|ring:{bits}:1:clip"), noised=True)
+    top = min(2 ** (bits - 1), 2**24) - 1
+    values = np.random.default_rng(bits).integers(-top, top + 1, 1001).astype(np.float32)
+    values[:2] = top, -top
+    payload = codec.encode(values, SEED, Rounding())
+    assert len(payload) == codec.max_bytes(1001) and len(payload) - 1001 * bits / 8 < 16
+    assert (codec.decode(payload, 1001, SEED) == values).all()
+    for bad in (payload[:-1], payload + b"x", payload[:20] + bytes([payload[20] ^ 1]) + payload[21:]):
+        with pytest.raises(UpdateFormatError):
+            codec.decode(bad, 1001, SEED)
+    with pytest.raises(UpdateRangeError):
+        codec.encode(np.full(3, 2.0 ** (bits - 1), np.float32), SEED, Rounding())
+    assert part_codec(codec_named("float32"), noised=True).text == "float32"
 
 
 def test_its_segment_is_what_secure_aggregation_sums():
@@ -117,14 +189,6 @@ def test_its_segment_is_what_secure_aggregation_sums():
     segment = path.segment("model")
     assert (segment.length, segment.ring_bits, segment.n_max) == (path.num_values, 12, 100)
     assert segment.n_max * segment.bound < 2**11
-
-
-def test_noise_is_added_before_the_modulus():
-    path = SecurePath(100, n_max=10, ring_bits=16, norm=10.0, noise_deviation=0.1)
-    quiet = path.encode(np.zeros(100, np.float32), SEED, Rounding())
-    noisy = path.encode(np.zeros(100, np.float32), SEED, Rounding(), noise=lambda n: np.full(n, -3, np.int64))
-    assert ((noisy.astype(np.int64) - quiet) % 2**16 == 2**16 - 3).all()
-    assert path.bound < SecurePath(100, n_max=10, ring_bits=16, norm=10.0).bound, "noise needs room"
 
 
 def test_bad_input_is_refused():

@@ -79,8 +79,9 @@ LINE_3 = "ledger.jsonl: line 3: expected an entry that continues the chain"
         (lambda lines: [*lines[:2], lines[1], *lines[2:]], LINE_3),
         (lambda lines: [*lines[:2], b"\x00" * 40 + b"\n", *lines[3:]], LINE_3),
         (lambda lines: lines[1:], "ledger.jsonl: line 1: expected"),
+        (lambda lines: [*lines, b"something else"], "ledger.jsonl: line 6: expected"),
     ],
-    ids=["changed", "dropped", "swapped", "repeated", "zeros", "beginning cut off"],
+    ids=["changed", "dropped", "swapped", "repeated", "zeros", "beginning cut off", "another program's words"],
 )
 @pytest.mark.parametrize("reopen", [False, True])
 def test_an_edited_ledger_is_found_and_moved_aside_and_a_new_chain_says_so(ledger, edit, message, reopen):
@@ -127,6 +128,14 @@ def test_a_cut_anywhere_is_repaired_visibly_and_costs_only_the_last_line(tmp_pat
     assert [e.kind for e in after[left:]] == (["repaired", "sending"] if torn else ["sending"])
     assert not torn or f"{torn} bytes" in after[left].reason
     assert Ledger(path).verify().torn_bytes == 0 and quarantined(path) == []
+
+
+def test_a_hole_that_a_power_cut_left_is_repaired(ledger):
+    with ledger.path.open("ab") as file:
+        file.write(bytes(100))
+    assert ledger.verify().torn_bytes == 100
+    ledger.append(entry(5))
+    assert kinds(ledger)[5:] == ["repaired", "sending"] and quarantined(ledger.path) == []
 
 
 @pytest.mark.parametrize("position", [1, 40, 200])

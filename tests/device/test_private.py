@@ -4,11 +4,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from covey.compression.codec import segment_seed
 from covey.device.effects import SendAbandon, SendReport, Train
 from covey.device.private import PrivacyFloor
 from covey.device.session import Session
 from covey.device.trainer import OnnxTrainer
-from covey.plans.manifest import CLIP_COUNT
+from covey.plans.manifest import CLIP_COUNT, SecureTerms
 from covey.plans.plan import unpack_plan
 from covey.privacy.mechanism import COUNT_UNITS
 from covey.privacy.randomness import AesCtr
@@ -16,7 +17,14 @@ from covey.privacy.spec import Setting, parse_spec
 from covey.recipes.prepare import Prepared
 from covey.recipes.private import with_privacy
 from covey.server.aggregator import body_limits, segment_codecs
-from covey.types.errors import LayoutError, PlanFormatError, SeededNoiseError, TrainingError
+from covey.types.errors import (
+    CompressionSpecError,
+    LayoutError,
+    PlanFormatError,
+    PrivacyError,
+    SeededNoiseError,
+    TrainingError,
+)
 from covey.types.segments import HEADER
 from covey.wire.framing import decode_update
 
@@ -27,9 +35,16 @@ SETTING = Setting(cohort=10, min_survivors=4, num_selected=13, rounds=5, populat
 SIMULATED = PrivacyFloor(simulated=True)
 
 
-def private_plan(spec: str, **noise) -> bytes:
+def private_plan(spec: str, codec: str = "float32", secure: SecureTerms | None = None, **noise) -> bytes:
     """Return the tiny plan with noise; ``noise`` replaces fields of its terms afterwards, as a forger would."""
-    prepared, _ = with_privacy(Prepared(world.plan_bytes(), world.checkpoint(), True), parse_spec(spec), SETTING)
+    base = world.plan().manifest
+    (phase,) = base.phases
+    phase = msgspec.structs.replace(phase, segments=(msgspec.structs.replace(phase.segments[0], codec=codec),))
+    terms = (
+        msgspec.structs.replace(base.privacy, mode="secure", min_cohort=4, secure=secure) if secure else base.privacy
+    )
+    plan = world.changed(world.plan(), phases=(phase,), privacy=terms)
+    prepared, _ = with_privacy(Prepared(plan, world.checkpoint(), True), parse_spec(spec), SETTING)
     if not noise:
         return prepared.plan_bytes
     terms = prepared.plan.manifest.privacy
@@ -58,8 +73,11 @@ def parts_of(plan: bytes, effect: SendReport) -> dict[str, np.ndarray]:
     manifest = unpack_plan(plan).manifest
     raw = decode_update(effect.body, body_limits(manifest, 0))
     lengths = {s.name: s.length for s in manifest.layout(0)}
-    codecs = segment_codecs(manifest, 0)
-    return {k: codecs[k].decode(v, lengths[k], bytes(32)) for k, v in raw.items()}
+    codecs, told = segment_codecs(manifest, 0), world.assignment(plan)
+    seeds = {
+        k: segment_seed(c, round_seed=told.public_seed, session=told.session, segment=k) for k, c in codecs.items()
+    }
+    return {k: codecs[k].decode(v, lengths[k], seeds[k]) for k, v in raw.items()}
 
 
 @pytest.mark.parametrize("spec", ["gaussian:clip=0.001,noise=1", "skellam:clip=0.001,noise=1"])
@@ -152,9 +170,9 @@ def test_why_training_failed_is_not_told_without_noise(spec, told):
 def test_the_agent_draws_its_noise_from_the_operating_system():
     from pathlib import Path
 
-    import covey.device.agent
+    import covey.device.driver
 
-    text = Path(covey.device.agent.__file__).read_text()
+    text = Path(covey.device.driver.__file__).read_text()
     assert "AesCtr(os.urandom(32), private=True)" in text and "private=False" not in text
 
 
@@ -173,3 +191,99 @@ def test_a_plan_with_noise_is_consistent_in_itself():
     wide = msgspec.structs.replace(m.privacy.noise, ring_bits=16)
     with pytest.raises(LayoutError, match="n_max"):
         msgspec.structs.replace(m, privacy=msgspec.structs.replace(m.privacy, noise=wide)).layout(0)
+
+
+RING = "hd|ring:24:13:clip:20"  # 20 deviations: nothing of 8 coordinates is ever clamped
+
+
+@pytest.mark.parametrize("codec", [RING, "hd|subsample:0.5|ring:24:13:clip:20", "hd|ring:24:13:clip:0.5"])
+def test_in_a_ring_what_is_sent_is_rotated_clipped_and_bounded(codec):
+    """A clip of 0.001 surely binds: before noise the length is clip_units, but for rounding and the clamp."""
+    plan = private_plan("gaussian:clip=0.001,noise=1", codec)
+    manifest = unpack_plan(plan).manifest
+    parts = parts_of(plan, report(plan))
+    model, noise = parts["model"], manifest.privacy.noise
+    assert parts[HEADER].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert len(model) == manifest.num_opened == (4 if "subsample" in codec else 8) and (model == np.rint(model)).all()
+    if codec.endswith(":0.5"):  # a clamp at half a deviation
+        limit = -(-noise.clip_units // (2 * 8**0.5))
+        assert noise.coordinate_bound == limit == np.abs(model).max()
+    else:
+        assert np.linalg.norm(model) == pytest.approx(noise.clip_units, rel=1e-3)
+    noised = private_plan("skellam:clip=0.001,noise=1", codec)
+    drawn = [parts_of(noised, report(noised, label=i))["model"] for i in range(2)]
+    assert (drawn[0] != drawn[1]).any()
+    assert max(np.abs(d).max() for d in drawn) <= unpack_plan(noised).manifest.privacy.noise.coordinate_bound
+
+
+def forged_ring(plan: bytes, **fields) -> bytes:
+    base = unpack_plan(plan)
+    (phase,) = base.manifest.phases
+    (segment,) = phase.segments
+    ring = msgspec.structs.replace(segment.ring, **fields)
+    segment = msgspec.structs.replace(segment, ring=ring)
+    return world.changed(base, phases=(msgspec.structs.replace(phase, segments=(segment,)),))
+
+
+@pytest.mark.parametrize(
+    "spec, fields, code",
+    [
+        ("skellam:clip=1,noise=1", {"num_values": 7}, "plan_format"),
+        ("skellam:clip=1,noise=1", {"n_max": 14}, "plan_format"),
+        ("skellam:clip=1,noise=1,units=1024", {}, None),
+    ],
+)
+def test_the_device_refuses_ring_terms_that_its_codec_does_not_make(spec, fields, code):
+    effect = report(forged_ring(private_plan(spec, RING), **fields))
+    assert isinstance(effect, SendReport) if code is None else effect.message.reason == code
+
+
+@pytest.mark.parametrize("fields", [{"bound": 100}, {"ring_bits": 30}, {"n_max": 12}])
+def test_a_plan_whose_ring_and_noise_disagree_is_none(fields):
+    with pytest.raises(PlanFormatError, match="ring"):
+        unpack_plan(forged_ring(private_plan("skellam:clip=1,noise=1", RING), **fields))
+
+
+def test_a_bound_that_leaves_out_the_noise_is_refused_in_a_ring_too():
+    plan = private_plan("skellam:clip=1,noise=1", RING)
+    base = unpack_plan(plan).manifest.privacy
+    lower = base.noise.coordinate_bound - 1
+    terms = msgspec.structs.replace(base, noise=msgspec.structs.replace(base.noise, coordinate_bound=lower))
+    (phase,) = unpack_plan(plan).manifest.phases
+    (segment,) = phase.segments
+    segment = msgspec.structs.replace(segment, ring=msgspec.structs.replace(segment.ring, bound=lower + 1))
+    phases = (msgspec.structs.replace(phase, segments=(segment,)),)
+    effect = report(world.changed(unpack_plan(plan), privacy=terms, phases=phases))
+    assert isinstance(effect, SendAbandon) and effect.message.reason == "plan_refused"
+
+
+@pytest.mark.parametrize("codec", ["hd|eden:2", "hd|uniform:2", "quantize:4", "hd|ring:24:13:5"])
+def test_other_codecs_are_refused_under_noise_by_who_builds_and_by_who_executes(codec):
+    with pytest.raises(CompressionSpecError, match="leaves rounding to the noise"):
+        private_plan("skellam:clip=1,noise=1", codec)
+    plan = unpack_plan(private_plan("skellam:clip=1,noise=1", RING))
+    (phase,) = plan.manifest.phases
+    segment = msgspec.structs.replace(phase.segments[0], codec=codec)
+    effect = report(world.changed(plan, phases=(msgspec.structs.replace(phase, segments=(segment,)),)))
+    assert isinstance(effect, SendAbandon) and effect.message.reason == "compression_spec"
+
+
+def test_a_tree_and_a_rotation_of_each_round_do_not_mix():
+    with pytest.raises(PrivacyError, match="no ring"):
+        private_plan("tree:clip=1,noise=1", RING)
+    plan = unpack_plan(private_plan("gaussian:clip=1,noise=1", RING))
+    terms = plan.manifest.privacy
+    forged = msgspec.structs.replace(
+        terms, noise=msgspec.structs.replace(terms.noise, kind="tree", max_participation=1)
+    )
+    with pytest.raises(PlanFormatError, match="spans rounds"):
+        unpack_plan(world.changed(plan, privacy=forged))
+
+
+def test_a_floor_holds_in_a_ring():
+    plan = private_plan("gaussian:clip=1,noise=1", RING)
+    effect = report(plan, PrivacyFloor(noise_multiplier=1.01))
+    assert isinstance(effect, SendAbandon) and effect.message.reason == "plan_refused"
+    assert isinstance(report(plan, PrivacyFloor(noise_multiplier=1.0)), SendReport)
+    shares = report(private_plan("skellam:clip=1,noise=1", RING), PrivacyFloor())
+    assert isinstance(shares, SendAbandon) and shares.message.reason == "plan_refused"  # without masks

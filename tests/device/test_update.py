@@ -6,7 +6,7 @@ import pytest
 
 from covey.compression.codec import codec_named, segment_seed
 from covey.device.agent import DeviceAgent
-from covey.device.randomness import PrivateStream
+from covey.device.driver import Driver
 from covey.device.trainer import LocalResult
 from covey.device.update import encoded_update, trained_masks
 from covey.types.errors import UpdateNotFiniteError
@@ -44,16 +44,6 @@ def test_a_plan_without_a_structured_update_has_no_masks():
     assert trained_masks(world.plan().manifest, world.assignment()) == {}
 
 
-def test_private_streams_are_aes_ctr_and_differ_by_seed_and_label():
-    """Against a second instance read in other pieces: the stream does not depend on how it is taken."""
-    a, b = PrivateStream(bytes(32), "x"), PrivateStream(bytes(32), "x")
-    assert a.take(5) + a.take(100) == b.take(105)
-    others = [PrivateStream(bytes(32), "y"), PrivateStream(b"1" * 32, "x")]
-    assert len({PrivateStream(bytes(32), "x").take(16), *(o.take(16) for o in others)}) == 3
-    bits = np.unpackbits(np.frombuffer(PrivateStream(bytes(32), "x").take(125_000), np.uint8))
-    assert abs(int(bits.sum()) - 500_000) < 6 * 500  # a fair million: deviation 500
-
-
 def test_rounding_is_drawn_from_the_sessions_own_seed_and_public_choices_are_not():
     """Two devices with one assignment and one update: other roundings, the same signs and positions."""
     base = world.plan()
@@ -80,4 +70,4 @@ def test_an_agent_cannot_be_given_randomness():
     """Outside a simulation the seed of a session is the operating system's: there is no way to pass another."""
     names = set(inspect.signature(DeviceAgent.__init__).parameters)
     assert not {n for n in names if "seed" in n or "random" in n or "rng" in n}, names
-    assert "os.urandom(32)" in inspect.getsource(DeviceAgent)
+    assert "os.urandom(32)" in inspect.getsource(Driver)

@@ -36,4 +36,4 @@ def test_commands_are_read_as_they_stand(line):
 
 
 def test_there_are_commands():
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5

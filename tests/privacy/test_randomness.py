@@ -34,3 +34,12 @@ def test_injected_randomness_is_refused_outside_simulation():
     refuse_seeded(AesCtr(SEED, private=True), "here")
     with pytest.raises(SeededNoiseError, match="injected seed"):
         refuse_seeded(AesCtr(SEED, private=False), "here")
+
+
+def test_a_stream_does_not_depend_on_how_it_is_taken():
+    a, b = AesCtr(SEED, private=False), AesCtr(SEED, private=False)
+    filled = np.empty(3, np.uint64)
+    a.fill(filled)
+    assert filled.tobytes() + a.take(5) + a.take(100) == b.take(129)
+    bits = np.unpackbits(np.frombuffer(b.take(125_000), np.uint8))
+    assert abs(int(bits.sum()) - 500_000) < 6 * 500  # a fair million: deviation 500

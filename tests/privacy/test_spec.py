@@ -1,10 +1,19 @@
+import dataclasses
+
 import pytest
 
 from covey.privacy.accounting import epsilon
 from covey.privacy.guarantee import guarantee_of
 from covey.privacy.mechanism import KINDS
-from covey.privacy.spec import KEYS, Setting, parse_spec
-from covey.types.errors import ClipMissingError, DeltaError, NoiseError, PrivacySpecError, UsageError
+from covey.privacy.spec import KEYS, RingRoom, Setting, is_noised, parse_spec
+from covey.types.errors import (
+    ClipMissingError,
+    DeltaError,
+    NoiseError,
+    PrivacyError,
+    PrivacySpecError,
+    UsageError,
+)
 
 SETTING = Setting(cohort=100, min_survivors=70, num_selected=130, rounds=50, population=10_000, dim=100_000)
 
@@ -81,7 +90,7 @@ def test_every_key_arrives():
     m = spec.resolve(SETTING)
     assert (m.clip, m.noise_multiplier, m.delta, m.budget, m.population) == (0.2, 2, 1e-6, 9, 500_000)
     assert (m.clip_units, m.sampling, m.quantile, m.clip_lr, m.count_noise) == (512, "poisson", 0.6, 0.1, 7)
-    assert (m.colluders, m.min_survivors, spec.bits, m.denominator, m.num_rounds) == (5, 50, 28, 100, 50)
+    assert (m.colluders, m.min_survivors, spec.bits(SETTING), m.denominator, m.num_rounds) == (5, 50, 28, 100, 50)
     tree = parse_spec("tree:clip=1,noise=2,max_participation=3,min_separation=4").resolve(SETTING)
     assert (tree.max_participation, tree.min_separation) == (3, 4)
 
@@ -123,3 +132,56 @@ def test_every_figure_is_printed_with_its_assumptions():
     assert plain.amplified_epsilon is None and "Poisson" not in plain.headline and "not private" in plain.headline
     tree = parse_spec("tree:clip=1,noise=7,max_participation=6,min_separation=3").resolve(SETTING)
     assert "at most 6 of 50 rounds" in "\n".join(guarantee_of(tree, 10, 50, private=True).assumptions)
+
+
+def in_ring(bits, n_max=100, clamp=4.0, **fields):
+    return dataclasses.replace(SETTING, ring=RingRoom(bits, n_max, clamp), **fields)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "discrete-gaussian", "skellam"])
+@pytest.mark.parametrize("bits", [20, 24, 28])
+def test_in_a_ring_the_units_are_the_finest_that_cannot_wrap(kind, bits):
+    """n_max devices, each at its clamp and with the most noise that the sampler gives, are below half of the ring."""
+    spec, setting = parse_spec(f"{kind}:clip=1,noise=1"), in_ring(bits)
+    m = spec.resolve(setting)
+    limit = m.limit(setting.dim, 4.0)
+    assert limit == -(-4 * m.clip_units // 100_000**0.5) or limit == m.clip_units + 1
+    assert 100 * (m.coordinate_bound(limit) + 1) < 2 ** (bits - 1)
+    finer = dataclasses.replace(m, clip_units=2 * m.clip_units)
+    assert (
+        m.clip_units == 1 << 14
+        or 100 * (finer.limit(setting.dim, 4.0) + 2 + finer.distributed * (14 * finer.share_units + 160))
+        >= 2 ** (bits - 1) - 100
+    )
+    assert spec.bits(setting) == bits
+
+
+def test_a_ring_saves_what_a_clamp_saves():
+    """Central noise: without a rotation one coordinate may be the whole clip, with it 4 deviations of 1e5."""
+    m = parse_spec("gaussian:clip=1,noise=1").resolve(in_ring(16))
+    assert m.coordinate_bound(m.limit(100_000, 4.0)) < m.coordinate_bound() / 50
+
+
+@pytest.mark.parametrize("spec", ["skellam:clip=1,noise=1", "discrete-gaussian:clip=1,noise=1,units=4096"])
+def test_a_ring_without_room_for_the_noise_is_refused(spec):
+    with pytest.raises(NoiseError) as caught:
+        parse_spec(spec).resolve(in_ring(12))
+    assert "wider ring" in caught.value.hint
+
+
+def test_a_ring_has_one_width():
+    assert parse_spec("skellam:clip=1,noise=1,bits=24").resolve(in_ring(24)).clip_units > 1
+    with pytest.raises(PrivacyError, match="the codec's 24"):
+        parse_spec("skellam:clip=1,noise=1,bits=20").resolve(in_ring(24))
+
+
+def test_a_target_is_met_in_a_ring():
+    m = parse_spec("skellam:clip=1,epsilon=8").resolve(in_ring(20))
+    found = epsilon(m.spent(SETTING.dim, SETTING.rounds), m.delta)
+    assert found <= 8
+    with pytest.raises(NoiseError):
+        parse_spec("skellam:clip=1,epsilon=0.01").resolve(in_ring(20))
+
+
+def test_whether_a_spec_asks_for_noise():
+    assert [is_noised(t) for t in (None, "none", "gaussian:clip=1,noise=1")] == [False, False, True]

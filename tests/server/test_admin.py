@@ -73,7 +73,7 @@ def run(scenario, tmp_path, **options):
         storage = options.pop("storage", None) or parts.begin(MemoryStorage())
         async with asyncio.timeout(60), serving(storage, **options) as served:
             admin = Admin(served.service, storage, tmp_path, served.service.config, TOKEN)
-            app = create_app(served.service, admin.routes())
+            app = create_app(served.service, more=admin.routes())
             network = httpx.ASGITransport(app, raise_app_exceptions=False)
             headers = {"authorization": f"Bearer {TOKEN}"}
             async with httpx.AsyncClient(transport=network, base_url="https://s", headers=headers) as client:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from covey.algorithms.algorithm import Aggregate, ServerState
 from covey.algorithms.registry import server_half
 from covey.compression.codec import codec_named, segment_seed
-from covey.device.randomness import PrivateStream
+from covey.privacy.randomness import AesCtr
 from covey.server.aggregator import Aggregator, body_limits
 from covey.server.messages import (
     AbandonArrived,
@@ -352,7 +352,7 @@ def compressed_body(spec, session, attempt="a", contribution=None):
     """Encode a contribution as a device does: with the public seed of its session."""
     codec, values = codec_named(spec), contribution or parts.values()
     seed = segment_seed(codec, round_seed=public_seed(attempt), session=session, segment="model")
-    model = codec.encode(values["model"], seed, PrivateStream(bytes(32), "model"))
+    model = codec.encode(values["model"], seed, AesCtr(bytes(32), private=False))
     return encode_update([(HEADER, values[HEADER].tobytes()), ("model", model)])
 
 
@@ -379,7 +379,7 @@ def test_a_compressed_update_is_undone_with_its_sessions_seed(spec):
         role._shards["a"].open.add("s2")
     codec = codec_named(spec)
     seed = segment_seed(codec, round_seed=public_seed("a"), session="s1", segment="model")
-    decoded = codec.decode(codec.encode(parts.values()["model"], seed, PrivateStream(bytes(32), "model")), 8, seed)
+    decoded = codec.decode(codec.encode(parts.values()["model"], seed, AesCtr(bytes(32), private=False)), 8, seed)
     segment = parts.manifest().layout(0)[1]
     assert close(role).integers("model").tolist() == to_fixed_point(decoded, segment).tolist()
 

@@ -90,9 +90,16 @@ def test_a_value_out_of_range_is_refused(load, name, value, range_text):
         load(f'population = "p"\n{name} = {value}')
 
 
-def test_closed_enrolment_is_not_there_yet(load):
-    with pytest.raises(UsageError, match="enrolment: expected open"):
-        load('population = "p"\nenrolment = "attested"')
+def test_who_is_let_in_and_how_much_one_may_ask(load):
+    config = load(
+        'population = "p"\nenrolment = "token"\n[attestation]\nkey = "app.pub"\n[limits]\ncredential_burst = 7'
+    )
+    assert (config.enrolment, config.attestation, config.limits.credential_burst) == ("token", {"key": "app.pub"}, 7)
+    with pytest.raises(UsageError, match=r"limits\.peer_burst: expected 1 to 1e\+06, got 0"):
+        load('population = "p"\n[limits]\npeer_burst = 0')
+    with pytest.raises(UsageError, match=r"known keys, got limits\.peer_bust") as refused:
+        load('population = "p"\n[limits]\npeer_bust = 1')
+    assert "peer_burst" in refused.value.hint
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "..", ".hidden", "é", "a\\u0000", "a\\n"])

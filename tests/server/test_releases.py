@@ -56,8 +56,7 @@ class Desk:
             manifest = msgspec.structs.replace(manifest, privacy=msgspec.structs.replace(manifest.privacy, noise=noise))
         self.role = ReleaseDesk(
             P,
-            world.plan().hash,
-            manifest,
+            lambda task: (world.plan().hash, manifest),
             self.storage,
             dataclasses.replace(SETTINGS, **settings),
             sign,

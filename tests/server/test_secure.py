@@ -40,6 +40,7 @@ from covey.types.errors import (
     CoveyError,
     EnrolmentError,
     RoundClosedError,
+    SecAggMessageError,
     SessionUnknownError,
     StateError,
     ThresholdError,
@@ -55,8 +56,10 @@ TIMEOUT_S = 30.0
 class Round:
     """One attempt of ``count`` devices: the role, the devices' halves, and what the coordinator was told."""
 
-    def __init__(self, count=6, group_size=6, min_cohort=3, seed=0, codec="float32", active=False, now_s=0.0):
-        self.plan_data = world.secure_plan_bytes(group_size, min_cohort, codec)
+    def __init__(
+        self, count=6, group_size=6, min_cohort=3, seed=0, codec="float32", active=False, now_s=0.0, plan_data=None
+    ):
+        self.plan_data = plan_data or world.secure_plan_bytes(group_size, min_cohort, codec)
         if active:
             self.plan_data = world.active_plan_bytes(group_size, min_cohort)
         self.steps = ACTIVE_STEPS if active else SECURE_STEPS
@@ -67,10 +70,14 @@ class Round:
         )
         self.now_s, self.told = now_s, []
         self.sessions = [f"s{i}" for i in range(count)]
-        self.values = {s: parts.values(weight=1.0 + i, seed=i) for i, s in enumerate(self.sessions)}
+        self.values = {s: self.contribution(i) for i, s in enumerate(self.sessions)}
         self.devices = {s: self.device(s, self.offer) for s in self.sessions}
         self.answers = {}
         self.route(self.role.receive(OpenShard("a", 0, tuple(self.sessions), self.offer), 0.0))
+
+    def contribution(self, index):
+        """Return what a device made of its training, as reals."""
+        return parts.values(weight=1.0 + index, seed=index)
 
     def device(self, session, offer):
         """Return a device that has trained, and was told ``offer``."""
@@ -317,6 +324,47 @@ def twin_of(device):
     twin._party = object.__new__(type(party))
     twin._party.__dict__.update(party.__dict__)
     return twin
+
+
+@pytest.mark.parametrize("active", [False, True])
+def test_garbage_ring_elements_open_nothing(active):
+    """They look like any masked input; only the counter tells, and it discards the sum."""
+    r = Round(active=active)
+    honest = r.devices["s3"].told
+    session = sum_session(r.manifest, r.offer, parts.POPULATION, group=0)
+
+    def garbage(step, message):
+        following, body = honest(step, message)
+        return following, body[:40] + os.urandom(session.packed_bytes) if step == "share" else body
+
+    r.devices["s3"].told = garbage
+    closed = r.play()
+    assert closed.total.num_folded == 0 and not closed.total.integers("model").any()
+    assert closed.reason == "secagg_counter"
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b[:40], lambda b: b"\0" * len(b)])
+def test_a_masked_input_that_is_malformed_is_refused_and_missed_by_nobody(change):
+    r, bodies = active_until("mask")
+    for s in r.sessions[:5]:
+        r.send(s, "mask", bodies[s])
+    assert isinstance(r.send("s5", "mask", change(bodies["s5"])), SecAggMessageError)
+    assert r.send("s5", "mask", bodies["s5"]) == Taken(step="mask")  # the sum was untouched
+
+
+def test_ten_thousand_sessions_that_never_report_leave_nothing_behind():
+    r = Round(count=0)
+    for number in range(3):
+        attempt, sessions = f"big{number}", tuple(f"{number}/{i}" for i in range(10_000))
+        r.route(r.role.receive(OpenShard(attempt, 0, sessions, r.offer), 0.0))
+        for s in sessions[:100]:
+            r.send(s, "ready")
+            r.wait(s, "ready")
+        r.route(r.role.receive(DiscardShard(attempt), 0.0))
+        assert isinstance(r.answers[f"{number}/99 waits"], RoundClosedError)
+        assert isinstance(r.send(sessions[0], "ready"), RoundClosedError | SessionUnknownError)
+        assert isinstance(r.send(sessions[-1], "ready"), RoundClosedError)
+    assert set(r.role._shards) == {"a"} and not r.role._attempt_of and len(r.role._over) == 10_000
 
 
 def test_a_wait_is_answered_when_the_step_ends():

@@ -11,7 +11,13 @@ from covey.plans.plan import unpack_plan
 from covey.recipes.recipe import load_recipe
 from covey.simulation.rest import Rest
 from covey.simulation.run import Progress, SimulationOptions, simulate
-from covey.types.errors import BudgetExhaustedError, ClipMissingError, PrivacyError, PrivacySpecError, UsageError
+from covey.types.errors import (
+    BudgetExhaustedError,
+    ClipMissingError,
+    CompressionSpecError,
+    PrivacySpecError,
+    UsageError,
+)
 from covey.types.tensors import unpack_tensors
 
 SPECS = [
@@ -141,7 +147,45 @@ def test_rest_by_hand():
     assert Rest().awake([5, 6], 3) == [5, 6]
 
 
-def test_noise_and_compression_do_not_mix(tiny):
-    settings = dataclasses.replace(load_recipe(str(tiny)).settings, compression="hd|eden:2")
-    with pytest.raises(PrivacyError, match="clipped, noised and sent as they are"):
-        simulate(tiny, settings, SimulationOptions(rounds=1, workers=1, privacy="gaussian:clip=1,noise=1"))
+@pytest.mark.parametrize("spec", ["hd|eden:2", "hd|ring:24:5:3"])
+def test_a_codec_that_rounds_by_itself_and_noise_do_not_mix(tiny, spec):
+    with pytest.raises(CompressionSpecError, match="leaves rounding to the noise") as caught:
+        run_by(tiny, spec, "gaussian:clip=1,noise=1")
+    assert "ring:B:N:clip" in caught.value.hint
+
+
+def test_a_ring_that_takes_its_norm_from_the_clip_needs_one(tiny):
+    for privacy in (None, "none"):
+        with pytest.raises(CompressionSpecError, match="differential privacy beside it"):
+            run_by(tiny, "hd|ring:24:5:clip", privacy)
+
+
+def run_by(tiny, compression, privacy, workers=1, rounds=3, **options):
+    settings = dataclasses.replace(load_recipe(str(tiny)).settings, compression=compression)
+    return simulate(
+        tiny, settings, SimulationOptions(rounds=rounds, seed=4, workers=workers, privacy=privacy, **options)
+    )
+
+
+IN_A_RING = [
+    ("hd|subsample:0.5|ring:20:5:clip:8", "discrete-gaussian:clip=1,noise=0.3,colluders=1"),
+    ("mask:0.5|hd|ring:24:5:clip:8", "skellam:clip=adaptive,start=0.5,noise=0.3"),
+]
+
+
+@pytest.mark.parametrize("compression, privacy", IN_A_RING)
+def test_noise_in_a_ring_gives_the_same_bits_at_any_number_of_workers(tiny, compression, privacy):
+    one, two = (run_by(tiny, compression, privacy, workers=n) for n in (1, 2))
+    assert one.checkpoint == two.checkpoint and one.privacy == two.privacy
+    assert one.bytes_up == two.bytes_up and one.privacy.rounds == 3
+
+
+def test_noise_in_a_ring_sends_its_bits_and_learns(tiny, tmp_path):
+    """15 parameters become a block of 16, each of 16 bits in place of 32; the envelope is 11 bytes."""
+    privacy = "skellam:clip=3,noise=0.1,units=64"
+    plain, ring = run_by(tiny, "float32", privacy), run_by(tiny, "hd|ring:16:5:clip:20", privacy, out=tmp_path)
+    assert plain.bytes_up - ring.bytes_up == 3 * 5 * (4 * 15 - 2 * 16 - 11)
+    assert run_by(tiny, "hd|ring:24:5:clip:20", privacy, rounds=10).rounds[-1].accuracy > 0.8
+    manifest = unpack_plan((tmp_path / "plan.covey").read_bytes()).manifest
+    (segment,) = manifest.phases[0].segments
+    assert segment.codec == "hd|ring:16:5:clip:20" and segment.ring.ring_bits == manifest.privacy.noise.ring_bits == 16

@@ -1,10 +1,7 @@
 """The contract suite on the storages that come with Covey, and on broken ones, which it must catch."""
 
-import dataclasses
-
 import pytest
 
-from covey.storage.interface import PopulationRecord
 from covey.storage.memory import MemoryStorage
 from covey.storage.sqlite import SqliteStorage
 from covey.testing.releases import candidate_of, release_checks
@@ -75,30 +72,6 @@ class ChargesBeforeItAsks(MemoryStorage):
         admit(self.privacy_spent(population))
 
 
-class MovesForAnEvaluation(MemoryStorage):
-    def commit_evaluation(self, population, summary):
-        self.commit_round(population, summary, b"checkpoint", b"")
-
-
-class CountsForEveryTask(MemoryStorage):
-    def commit_round(self, population, summary, checkpoint, extra):
-        super().commit_round(population, summary, checkpoint, extra)
-        for task in self.tasks(population):
-            self._put_task(dataclasses.replace(task, rounds=self.load(population).round))
-
-
-class TurnsBackTheNumbers(MemoryStorage):
-    def roll_back(self, population, summary, version):
-        super().roll_back(population, summary, version)
-        back = PopulationRecord(population, version.round, version.checkpoint, version.extra)
-        self._populations[population] = back
-
-
-class TakesAnyVersion(MemoryStorage):
-    def roll_back(self, population, summary, version):
-        self._move(population, summary, version.checkpoint, version.extra)
-
-
 class ForgetsPending(MemoryStorage):
     def __init__(self):
         super().__init__(keep_checkpoints=KEEP_CHECKPOINTS)
@@ -139,10 +112,6 @@ def as_dict(struct):
 @pytest.mark.parametrize(
     "broken",
     [
-        MovesForAnEvaluation,
-        CountsForEveryTask,
-        TurnsBackTheNumbers,
-        TakesAnyVersion,
         ForgetsPending,
         SkipsVersions,
         DecidesTwice,

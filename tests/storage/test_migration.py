@@ -72,8 +72,10 @@ def test_rounds_go_on_after_the_migration(old):
 @pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
 def test_every_former_schema_is_brought_up_to_date(tmp_path, version):
     db = sqlite3.connect(tmp_path / "server.db")
-    db.executescript("".join(STEPS[:version]))
+    db.executescript(STEPS[0])
     db.execute("INSERT INTO population VALUES ('p', 'plan', '51', 0, 'c', '')")
+    db.commit()
+    db.executescript("".join(STEPS[1:version]))
     db.execute(f"PRAGMA user_version = {version}")
     db.commit()
     db.close()

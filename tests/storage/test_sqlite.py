@@ -12,6 +12,7 @@ import pytest
 
 from covey.storage.blobs import BlobDir
 from covey.storage.interface import decode_named, encode_named
+from covey.storage.schema import SCHEMA_VERSION
 from covey.storage.sqlite import SqliteStorage
 from covey.testing.storage import begin, summary_of
 from covey.types.errors import BlobHashError, NotFoundError, StorageError, StorageFullError
@@ -173,6 +174,7 @@ def test_a_file_that_cannot_be_deleted_does_not_undo_a_committed_round(storage, 
 LIMITED = """
 import resource, sys
 from pathlib import Path
+from covey.storage.schema import SCHEMA_VERSION
 from covey.storage.sqlite import SqliteStorage
 from covey.testing.storage import summary_of
 from covey.types.errors import StorageFullError
@@ -195,10 +197,10 @@ def test_a_real_limit_of_the_operating_system(storage, tmp_path):
 
 
 def test_a_database_of_a_newer_covey_is_refused_and_left_alone(storage, tmp_path):
-    storage._db.execute("PRAGMA user_version = 5")
+    storage._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     storage.close()
     for _ in range(2):
-        with pytest.raises(StorageError, match="expected schema 4, got schema 5"):
+        with pytest.raises(StorageError, match=f"expected schema {SCHEMA_VERSION}, got schema {SCHEMA_VERSION + 1}"):
             SqliteStorage(tmp_path)
 
 

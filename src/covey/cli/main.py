@@ -25,7 +25,10 @@ _COMMANDS: Mapping[str, str] = {
     "population": "covey.cli.population",
     "task": "covey.cli.task",
     "device": "covey.cli.device",
+    "authority": "covey.cli.authority",
+    "attest": "covey.cli.attest",
     "plan": "covey.cli.plan",
+    "release": "covey.cli.release",
     "data": "covey.cli.data",
     "secagg": "covey.cli.secagg",
     "privacy": "covey.cli.privacy",
@@ -43,6 +46,8 @@ _EXTRAS = {
     "PIL": "images",
     "dp_accounting": "privacy",
     "constriction": "entropy",
+    "safetensors": "export",
+    "prometheus_client": "server",
 }
 
 _INTERRUPTED = 128 + signal.SIGINT

@@ -112,16 +112,16 @@ def promised(prepared: "Prepared", text: str, cohort: int, rounds: int, devices:
     from covey.cli.output import print_guarantee
     from covey.privacy.guarantee import guarantee_of
     from covey.privacy.spec import Setting, parse_spec
-    from covey.recipes.private import model_dim, with_privacy
+    from covey.recipes.private import with_privacy
 
     spec, terms = parse_spec(text), prepared.plan.manifest.privacy
     if spec is None:
         return prepared
     if devices is None or min(rounds, devices) < 1:
         raise UsageError("--privacy", expected="--rounds R and --devices N beside it, at least 1", got="one missing")
-    setting = Setting(cohort, terms.min_cohort, terms.n_max, rounds, devices, dim=0)
+    setting = Setting(cohort, terms.min_cohort, terms.most_in_sum, rounds, devices, dim=0)
     private, mechanism = with_privacy(prepared, spec, setting)
-    print_guarantee(guarantee_of(mechanism, model_dim(private.plan.manifest), rounds, private=True))
+    print_guarantee(guarantee_of(mechanism, private.plan.manifest.num_opened, rounds, private=True))
     return private
 
 

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from covey.device.files import storage_errors
+from covey.device.statement import bytes_text
 from covey.types.errors import CoveyError
 
 if TYPE_CHECKING:
@@ -38,15 +39,6 @@ def print_error(error: CoveyError) -> None:
 def percent(fraction: float | None) -> str:
     """Return a fraction as a percentage with one decimal, or a dash."""
     return "-" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def bytes_text(num_bytes: float) -> str:
-    """Return a number of bytes in the largest unit that leaves at least 1: powers of a thousand."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    raise AssertionError("unreachable")
 
 
 def print_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:

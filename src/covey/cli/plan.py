@@ -1,5 +1,6 @@
 """``covey plan``: build, look at, check and compare the artifact that devices execute."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,21 +72,18 @@ def build(
     """
     from covey.cli.init import secure_terms
     from covey.plans.manifest import PrivacyTerms
-    from covey.plans.signing import load_private_key, sign_plan
+    from covey.privacy.spec import is_noised
     from covey.recipes.prepare import prepare
     from covey.recipes.recipe import load_recipe
-    from covey.types.errors import UsageError
 
-    if (sign_with is None) != (population is None):
-        raise UsageError("--sign-with and --population", expected="both or neither", got="one")
+    sign = _signing(sign_with, population)
     found = load_recipe(recipe)
     settings = settings_from(found, training)
-    key = load_private_key(read_file(sign_with, "--sign-with"), f"--sign-with {sign_with}") if sign_with else None
     status = StatusLine()
     dataset = found.data(settings, seed)
     terms = secure_terms(min_cohort, settings) if secure else PrivacyTerms(min_cohort=min_cohort, n_max=n_max)
     prepared = prepare(
-        found, recipe, settings, terms, dataset, seed=seed,
+        found, recipe, settings, terms, dataset, seed=seed, noised=is_noised(privacy),
         on_build=lambda: status.show("tracing, lowering and checking against JAX ..."),
     )  # fmt: skip
     status.clear()
@@ -96,10 +94,27 @@ def build(
         write_file(checkpoint, prepared.checkpoint)
     mode = prepared.plan.manifest.privacy.mode
     click.echo(f"{out}: {bytes_text(len(prepared.plan_bytes))}, mode {mode}, sha256 {prepared.plan.hash}")
-    if key is not None and population is not None:
-        signature = out.with_name(out.name + ".sig")
-        write_file(signature, sign_plan(key, population, prepared.plan.hash).hex().encode())
-        click.echo(f"{signature}: signed for population {population!r}")
+    sign(out, prepared.plan.hash)
+
+
+@command.command()
+@_PLAN
+@click.option("-o", "--out", required=True, type=file_path, metavar="FILE", help="Where the evaluation plan goes.")
+@click.option("--compares", default="loss", show_default=True, metavar="METRIC", help="What decides about a release.")
+@click.option(
+    "--sign-with", type=file_path, metavar="KEY", help="The owner's private key; FILE.sig gets the signature."
+)
+@click.option("--population", metavar="P", help="With --sign-with: the population that may execute the plan.")
+def evaluation(plan: Path, out: Path, compares: str, sign_with: Path | None, population: str | None) -> None:
+    """Make the plan that evaluates a training plan's checkpoints on the devices' held-out examples."""
+    from covey.plans.evaluation import evaluation_plan
+    from covey.types.tensors import sha256_hex
+
+    sign = _signing(sign_with, population)
+    data = evaluation_plan(_open(plan), compares=compares)
+    write_file(out, data)
+    click.echo(f"{out}: {bytes_text(len(data))}, compares {compares}, sha256 {sha256_hex(data)}")
+    sign(out, sha256_hex(data))
 
 
 @command.command()
@@ -138,10 +153,11 @@ def check(plan: Path, owner_key: Path | None, population: str | None, signature:
         raise UsageError("--owner-key and --population", expected="both or neither", got="one")
     opened = _open(plan)
     lint_plan(opened)
+    terms = opened.manifest.privacy
     for index, phase in enumerate(opened.manifest.phases):
         opened.manifest.layout(index)
         for segment in phase.segments:
-            codec_for(segment.codec, opened.manifest.privacy.mode, opened.manifest.privacy.most_in_sum)
+            codec_for(segment.codec, terms.mode, terms.most_in_sum, noised=terms.noise is not None)
     click.echo(f"{plan}: canonical, schema {opened.manifest.schema}, {len(opened.graphs)} graphs of allowed operators")
     if owner_key is None or population is None:
         click.echo("signature: not checked (give --owner-key and --population)")
@@ -175,6 +191,25 @@ def diff(before: Path, after: Path) -> int:
     return 1
 
 
+def _signing(key_file: Path | None, population: str | None) -> Callable[[Path, str], None]:
+    """Return what writes a plan's signature beside it; it does nothing where nothing shall be signed."""
+    from covey.plans.signing import load_private_key, sign_plan
+    from covey.types.errors import UsageError
+
+    if key_file is None or population is None:
+        if key_file is not None or population is not None:
+            raise UsageError("--sign-with and --population", expected="both or neither", got="one")
+        return lambda out, digest: None
+    key = load_private_key(read_file(key_file, "--sign-with"), f"--sign-with {key_file}")
+
+    def sign(out: Path, digest: str) -> None:
+        signature = out.with_name(out.name + ".sig")
+        write_file(signature, sign_plan(key, population, digest).hex().encode())
+        click.echo(f"{signature}: signed for population {population!r}")
+
+    return sign
+
+
 def _open(path: Path) -> "Plan":
     from covey.plans.plan import unpack_plan
 
@@ -195,6 +230,8 @@ def _facts(m: "Manifest") -> dict[str, str]:
         facts[f"phase {p.name}"] = (
             f"batches of {p.batch_size}, {p.epochs} epoch(s), at most {p.max_steps} steps, {p.chunk_steps} in a chunk"
         )
+        if p.compares:
+            facts["  compares"] = f"two models by their {p.compares}, and sends metric sums alone"
         for s in p.segments:
             facts[f"  sends {s.name}"] = f"{s.length:,} values by {s.codec}, changes up to {s.max_delta:g}"
     for h in m.hyper:
@@ -209,6 +246,11 @@ def _facts(m: "Manifest") -> dict[str, str]:
             f"of groups of up to {secure.group_size} devices, opened over at least {terms.min_cohort} or not at all; "
             f"up to {secure.adversary:.0%} may collude with the server and {secure.dropout:.0%} drop out; "
             f"integers modulo 2^{'/2^'.join(sorted({str(s.ring_bits) for s in m.layout(0)[1:]}))}"
+        )
+        facts["server"] = (
+            f"sums hold against a server that lies; devices certified by {secure.authority[:12]}…"
+            if secure.is_active
+            else "assumed to follow the protocol, and to be curious"
         )
     if terms.noise is not None:
         n = terms.noise

@@ -63,8 +63,6 @@ def choose_ring(
     *,
     max_error: float = 0.01,
     keep: float = 1.0,
-    clip_norm: float | None = None,
-    noise_deviation: float = 0.0,
 ) -> RingChoice:
     """Return the narrowest ring (8 to 32 bits) whose expected error is within the budget, and the clamp that suits it.
 
@@ -74,8 +72,6 @@ def choose_ring(
         norm: expected L2 norm of a device's segment.
         max_error: the budget, relative to the squared norm, per device.
         keep: see :class:`SecurePath`.
-        clip_norm: see :class:`SecurePath`.
-        noise_deviation: see :class:`SecurePath`.
 
     Raises:
         LayoutError: no ring of 32 bits or fewer is within the budget.
@@ -85,7 +81,7 @@ def choose_ring(
         best: RingChoice | None = None
         for clamp in _CLAMPS:
             try:
-                path = SecurePath(length, n_max, bits, norm, keep, clamp, clip_norm, noise_deviation)
+                path = SecurePath(length, n_max, bits, norm, keep, clamp)
             except LayoutError:
                 continue
             errors = expected_errors(path)

@@ -15,7 +15,7 @@
     eden:B               B bits, up to 4, fractions allowed; after hd
     uniform:T[:stochastic]   steps of T root mean squares, entropy coded
     ring:B:N:NORM[:CLAMP]    B bits of the secure path for at most N devices of norm NORM, clamped at CLAMP (4)
-                         deviations; after hd
+                         deviations; after hd. With differential privacy NORM is the word clip
 
 The last stage is a coder (one of the last five); a spec without one ends in ``float32``. ``eden:B`` below 1 bit stands
 for ``subsample:B|eden:1``.
@@ -28,7 +28,7 @@ from covey.compression.eden import MAX_BITS, Eden
 from covey.compression.entropy import range_coder
 from covey.compression.exact import Exact
 from covey.compression.probabilistic_quantization import Quantize
-from covey.compression.ring_coder import Ring
+from covey.compression.ring_coder import CLIP_NORM, Ring
 from covey.compression.rotation import Rotation
 from covey.compression.stage import Coder, Transform
 from covey.compression.structured_updates import LowRank, RandomMask
@@ -156,8 +156,11 @@ def _exact(spec: str, arguments: list[str]) -> list[Coder]:
 
 def _ring(spec: str, arguments: list[str]) -> list[Coder]:
     bounds = [("B", 2, 32), ("N", 1, 2.0**30), ("NORM", 1e-30, 1e30), ("CLAMP", 0.5, 100.0)]
-    bits, n_max, norm, *clamp = _numbers(spec, "ring", arguments, *bounds[: max(3, len(arguments))])
-    made = Ring(_whole(spec, "ring", bits, "B"), _whole(spec, "ring", n_max, "N"), norm, *clamp)
+    by_clip = arguments[2:3] == [CLIP_NORM]
+    given = [*arguments[:2], "1", *arguments[3:]] if by_clip else arguments
+    bits, n_max, norm, *clamp = _numbers(spec, "ring", given, *bounds[: max(3, len(given))])
+    whole = _whole(spec, "ring", bits, "B"), _whole(spec, "ring", n_max, "N")
+    made = Ring(*whole, None if by_clip else norm, *clamp)
     if made.n_max >= 1 << (made.bits - 1):
         raise _wrong(spec, f"room for one step of each of {made.n_max} devices", f"{made.bits} bits", "a wider ring")
     return [made]

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import sqlite3
@@ -12,7 +13,16 @@ from typing import BinaryIO
 
 from covey.types.errors import StorageError, StorageFullError
 
-__all__ = ["file_lock", "quarantined", "set_aside", "storage_errors", "written_whole"]
+__all__ = [
+    "erase",
+    "file_lock",
+    "folder_name",
+    "is_held",
+    "quarantined",
+    "set_aside",
+    "storage_errors",
+    "written_whole",
+]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -88,3 +98,45 @@ def quarantined(path: Path) -> list[Path]:
     """Return the broken predecessors of a file that :func:`set_aside` moved away, oldest first."""
     found = (p for p in path.parent.glob(f"{path.name}.broken-*") if p.suffix[8:].isdecimal())
     return sorted(found, key=lambda p: int(p.suffix[8:]))
+
+
+def is_held(path: Path) -> bool:
+    """Say whether somebody holds the lock in a file now."""
+    if not path.exists():
+        return False
+    try:
+        with file_lock(path, wait_s=0.0):
+            return False
+    except StorageError:
+        return True
+
+
+def erase(path: Path, *, keep_folder: bool = False) -> None:
+    """Overwrite a file, or every file of a folder, with zeros, and delete it; nothing happens if there is none.
+
+    What the disk itself keeps of overwritten blocks is beyond a program's reach.
+
+    Raises:
+        StorageError: a file cannot be written.
+    """
+    with storage_errors(f"file {path.name}"):
+        if path.is_dir() and not path.is_symlink():
+            for inner in path.iterdir():
+                erase(inner)
+            if not keep_folder:
+                path.rmdir()
+        elif path.is_symlink():
+            path.unlink()
+        elif path.exists():
+            with path.open("r+b") as file:
+                left = path.stat().st_size
+                while left > 0:
+                    left -= file.write(bytes(min(left, 1 << 16)))
+                file.flush()
+                os.fsync(file.fileno())
+            path.unlink()
+
+
+def folder_name(population: str) -> str:
+    """Return a name for a population's folder that every file system takes, whatever the population is called."""
+    return hashlib.sha256(population.encode()).hexdigest()[:32]

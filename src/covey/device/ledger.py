@@ -45,6 +45,7 @@ session. ``refused`` is a plan outside the owner's terms, or a population that t
 ``resumed``, ``accepted`` and ``forgot`` are the person's own acts.
 """
 
+_BEGIN = b'{"entry":'
 _GENESIS = hashlib.sha256(b"covey device ledger v1").digest()
 
 
@@ -153,7 +154,7 @@ class Ledger:
             for each in (*notes, entry):
                 data = msgspec.json.encode(each, order="sorted")
                 digest = _linked(digest, data)
-                lines.append(b'{"entry":%b,"hash":"%b"}\n' % (data, digest.hex().encode()))
+                lines.append(b'%b%b,"hash":"%b"}\n' % (_BEGIN, data, digest.hex().encode()))
             self._write(b"".join(lines), state.num_bytes)
             num_bytes = state.num_bytes + sum(map(len, lines))
             self._known = _State(num_bytes, state.num_entries + len(lines), digest)
@@ -215,7 +216,7 @@ class Ledger:
         done = _State()
         with self.path.open("rb") as file:
             for line in file:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") and _may_be_torn(line):
                     done.torn_bytes = len(line)
                     break
                 try:
@@ -260,6 +261,11 @@ class Ledger:
 def _linked(before: bytes, entry: bytes) -> bytes:
     """Return the hash of an entry behind the one with the hash ``before``."""
     return hashlib.sha256(before + entry).digest()
+
+
+def _may_be_torn(line: bytes) -> bool:
+    """Say whether a crash may have left this behind the last whole line: a line's beginning, or a hole in the file."""
+    return line[: len(_BEGIN)] == _BEGIN[: len(line)] or not line.strip(b"\0")
 
 
 def _stamp(path: Path) -> object:

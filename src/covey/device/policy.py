@@ -106,7 +106,7 @@ def check_assignment(policy: OwnerPolicy, plan: Plan, assignment: Assignment) ->
     if assignment.kind != does:
         raise PlanRefusedError("assignment: kind", expected=f"{does}, as the plan does", got=assignment.kind[:20])
     hyper_values(manifest, assignment.hyper)
-    check_privacy(policy.privacy, terms)
+    check_privacy(policy.privacy, manifest)
     _check_blobs(manifest, assignment)
 
 

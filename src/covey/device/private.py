@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from covey.device.trainer import LocalResult
-from covey.plans.manifest import CLIP_COUNT, NoiseTerms, PrivacyTerms
+from covey.compression.codec import codecs_of, norm_share
+from covey.device.trainer import LocalResult, hyper_values
+from covey.device.update import projected
+from covey.plans.manifest import CLIP, CLIP_COUNT, Manifest, NoiseTerms
 from covey.privacy.contribution import contribute
 from covey.privacy.mechanism import Mechanism
 from covey.privacy.randomness import Randomness
 from covey.types.errors import PlanRefusedError, PrivacyError
 from covey.types.segments import HEADER
+from covey.wire.messages import Assignment
 
 __all__ = ["PrivacyFloor", "check_privacy", "private_segments"]
 
@@ -33,14 +36,15 @@ class PrivacyFloor:
     simulated: bool = False
 
 
-def check_privacy(floor: PrivacyFloor, terms: PrivacyTerms) -> None:
-    """Check a plan's noise against the owner's floor and against itself.
+def check_privacy(floor: PrivacyFloor, manifest: Manifest) -> None:
+    """Check a plan's noise against the owner's floor, against itself and against the plan's codec.
 
     Raises:
         PlanRefusedError: below the floor, or a promise that this device cannot help to keep.
         PrivacyError: terms that no device can follow.
+        CompressionSpecError: a codec that would change what was noised.
     """
-    noise = terms.noise
+    terms, noise = manifest.privacy, manifest.privacy.noise
     if noise is None:
         if floor.noise_multiplier > 0:
             raise _refused("noise", f"a noise multiplier of at least {floor.noise_multiplier:g}", "no noise")
@@ -49,7 +53,7 @@ def check_privacy(floor: PrivacyFloor, terms: PrivacyTerms) -> None:
     if noise.noise_multiplier < floor.noise_multiplier:
         expected = f"at least {floor.noise_multiplier:g}, the floor of this device's owner"
         raise _refused("noise_multiplier", expected, f"{noise.noise_multiplier:g}")
-    bounds = (mechanism.coordinate_bound(), mechanism.count_bound())
+    bounds = (mechanism.coordinate_bound(_limit(manifest, mechanism)), mechanism.count_bound())
     if noise.coordinate_bound < bounds[0] or noise.count_bound < bounds[1]:
         got = f"{noise.coordinate_bound}, {noise.count_bound}"
         raise _refused("bounds", f"at least {bounds[0]}, {bounds[1]}: the clip and all the noise", got)
@@ -62,34 +66,48 @@ def check_privacy(floor: PrivacyFloor, terms: PrivacyTerms) -> None:
 
 
 def private_segments(
-    result: LocalResult, terms: PrivacyTerms, clip: float, source: Randomness | None
+    result: LocalResult, manifest: Manifest, assignment: Assignment, source: Randomness | None
 ) -> dict[str, NDArray[np.floating]]:
     """Return what is encoded instead of the update: integers as reals, a uniform weight, no metrics.
 
+    Where the codec has a ring, the integers are those of the rotated coordinates that are sent, and the clip is on
+    them: its length is that of the whole times what a part of that size has of a norm, in the mean.
+
     Args:
         result: of training; its segments are taken out of it.
-        terms: with noise.
-        clip: this round's, within the plan's bounds.
+        manifest: of a plan with noise.
+        assignment: with the round's clip, within the plan's bounds, and the round's seed.
         source: of rounding and noise.
 
     Raises:
         PrivacyError: no source of randomness.
         UpdateNotFiniteError: a NaN or an infinity.
     """
-    noise = terms.noise
-    assert isinstance(noise, NoiseTerms)
+    terms = manifest.privacy
+    assert isinstance(terms.noise, NoiseTerms)
     if source is None:
         raise PrivacyError("session", expected="a source of noise", got="none", hint="this is a defect: report it")
+    mechanism = Mechanism.of(terms.noise, terms.min_cohort)
+    segments = manifest.phases[assignment.phase].segments
+    codecs = codecs_of(segments, terms)
+    share = norm_share((codecs[s.name], s.length) for s in segments)
+    clip = share * hyper_values(manifest, assignment.hyper)[CLIP]
     header = np.zeros_like(result.segments.pop(HEADER))
     header[:2] = 1.0  # the public counter and a uniform weight; metrics would be opened without noise: absent
-    made = contribute(Mechanism.of(noise, terms.min_cohort), result.segments, clip, source)
+    sent = projected(manifest, assignment, result.segments)
+    made = contribute(mechanism, sent, clip, source, limit=_limit(manifest, mechanism))
     out: dict[str, NDArray[np.floating]] = {HEADER: header}
     for name, vector in made.vectors.items():
-        del result.segments[name]
         out[name] = vector.astype(np.float32)  # exact: the plan bounds magnitudes below 2**24
     if made.count is not None:
         out[CLIP_COUNT] = np.array([made.count], np.float64)
     return out
+
+
+def _limit(manifest: Manifest, mechanism: Mechanism) -> int | None:
+    """Return where a coordinate is clamped, in units; None where it travels as it is."""
+    (codec, *_) = codecs_of(manifest.phases[0].segments, manifest.privacy).values()  # the plan has one for all segments
+    return None if codec.ring is None else mechanism.limit(manifest.num_opened, codec.ring.clamp)
 
 
 def _refused(what: str, expected: str, got: str) -> PlanRefusedError:

@@ -50,10 +50,10 @@ from covey.device.effects import (
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
 from covey.device.private import private_segments
 from covey.device.secure import SecureReport, sum_session
-from covey.device.trainer import LocalResult, TrainingJob, hyper_values
+from covey.device.trainer import LocalResult, TrainingJob
 from covey.device.update import check_rings, encoded_update, summed_integers, trained_masks
 from covey.device.verified import Verified
-from covey.plans.manifest import CLIP, Manifest
+from covey.plans.manifest import Manifest
 from covey.plans.plan import Plan
 from covey.privacy.randomness import Randomness, refuse_seeded
 from covey.secagg import Identity
@@ -144,6 +144,16 @@ class Session:
         """How the session ended, or None while it lasts."""
         return self._outcome if self.state is SessionState.FINISHED else None
 
+    @property
+    def plan(self) -> Plan | None:
+        """The plan at hand, once it is verified."""
+        return self._plan
+
+    @property
+    def num_examples(self) -> int:
+        """How many of the device's examples the update stands on; 0 before it was trained."""
+        return self._trained[0]
+
     def start(self) -> Effect:
         """Begin: check in."""
         self._expect(SessionState.IDLE)
@@ -179,8 +189,7 @@ class Session:
         self._trained = (result.num_examples, result.num_steps)
         try:
             if manifest.privacy.noise is not None:
-                clip = hyper_values(manifest, self.assignment.hyper)[CLIP]
-                segments = private_segments(result, manifest.privacy, clip, self._noise)
+                segments = private_segments(result, manifest, self.assignment, self._noise)
             if self.assignment.mode == "secure":
                 return self._begin_sum(manifest, self.assignment, segments)
             body = encoded_update(manifest, self.assignment, segments, self._seed)
@@ -271,8 +280,8 @@ class Session:
         if self.state is SessionState.FETCHING_PLAN:
             plan = self._verified.plan(assignment.plan, data)
             check_assignment(self._policy, plan, assignment)
+            check_rings(plan.manifest, assignment.phase)
             if assignment.mode == "secure":  # before training: a sum that this device would refuse is not worth it
-                check_rings(plan.manifest, assignment.phase)
                 sum_session(plan.manifest, assignment, self._policy.population, group=0)
             self._plan = plan
             return self._go(SessionState.FETCHING_CHECKPOINT, FetchBlob(assignment.checkpoint, "checkpoint"))

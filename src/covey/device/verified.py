@@ -48,10 +48,11 @@ class Verified:
             return known
         plan = unpack_plan(data, expected_hash=ref.sha256)
         lint_plan(plan)
+        terms = plan.manifest.privacy
         for index, phase in enumerate(plan.manifest.phases):
             plan.manifest.layout(index)
             for s in phase.segments:
-                codec_for(s.codec, plan.manifest.privacy.mode, plan.manifest.privacy.most_in_sum)
+                codec_for(s.codec, terms.mode, terms.most_in_sum, noised=terms.noise is not None)
         with self._lock:
             _keep(self._plans, ref.sha256, plan, self._max_plans)
         return plan

@@ -64,7 +64,7 @@ def evaluation_plan(plan: Plan, *, compares: str = "loss") -> bytes:
     query = msgspec.structs.replace(m.examples.query, split="test")
     changed: Manifest = msgspec.structs.replace(
         m,
-        schema=EVALUATION_SCHEMA,
+        schema=max(m.schema, EVALUATION_SCHEMA),
         algorithm=AlgorithmRef(name="evaluation"),
         examples=msgspec.structs.replace(m.examples, query=query),
         min_examples=1,

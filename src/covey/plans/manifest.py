@@ -124,10 +124,10 @@ class HyperBound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RingPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What a codec with a ring makes of a segment in secure mode: the integers that are masked and summed.
+    """What a codec with a ring makes of a segment, in secure mode or under noise: the integers that are summed.
 
-    It follows from the codec; it stands here too, so that a plan's layout can be read without the codec, and a device
-    checks that both agree.
+    It follows from the codec, and under noise from that; it stands here too, so that a plan's layout can be read
+    without the codec, and a device checks that both agree.
     """
 
     num_values: int
@@ -145,7 +145,7 @@ class SegmentPlan(msgspec.Struct, frozen=True, kw_only=True):
         max_delta: the largest magnitude of one coordinate before weighting; an update beyond it is refused.
         weighting: ``examples`` (times min(num_examples, max_weight)) or ``none``.
         codec: how the reals are encoded: a compression spec (docs/compression.md).
-        ring: in secure mode, the integers of a codec with a ring; None: the reals in fixed point.
+        ring: in secure mode and under noise, the integers of a codec with a ring; None: the reals in fixed point.
     """
 
     name: str
@@ -159,6 +159,11 @@ class SegmentPlan(msgspec.Struct, frozen=True, kw_only=True):
     def length(self) -> int:
         """Number of coordinates."""
         return sum(t.size for t in self.tensors)
+
+    @property
+    def num_summed(self) -> int:
+        """Number of integers that are summed: fewer where a codec sends a part, more where it pads."""
+        return self.length if self.ring is None else self.ring.num_values
 
 
 class Phase(msgspec.Struct, frozen=True, kw_only=True):
@@ -227,6 +232,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """The metrics that the graphs sum; the comparison's follow from two such sums."""
         return tuple(k for k in self.metrics if k not in COMPARISON)
 
+    @property
+    def num_opened(self) -> int:
+        """How many coordinates of the model one sum opens, of the phase with the most: what noise is spread over."""
+        return max(sum(s.num_summed for s in p.segments) for p in self.phases)
+
     def layout(self, phase: int) -> tuple[Segment, ...]:
         """Return the integer segments of an update: the header first, then the phase's own, in order.
 
@@ -237,17 +247,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         n_max = terms.most_in_sum
         ring_bits = terms.secure.ring_bits if terms.secure else 64
         out = [header_segment(len(self.metrics), n_max)]
-        if noise is not None:
-            # Integers already: the clip is clip_units of them, whatever the clip is this round.
-            for s in self.phases[phase].segments:
-                # A segment refuses magnitudes of its bound and more.
-                out.append(Segment(s.name, s.length, noise.coordinate_bound + 1, n_max, ring_bits=noise.ring_bits))
-            if noise.quantile is not None:
-                out.append(Segment(CLIP_COUNT, 1, noise.count_bound + 1, n_max))
-            return tuple(out)
         for s in self.phases[phase].segments:
-            if terms.secure and (ring := s.ring) is not None:
+            if (ring := s.ring) is not None:
                 out.append(Segment(s.name, ring.num_values, ring.bound, ring.n_max, ring_bits=ring.ring_bits))
+                continue
+            if noise is not None:
+                # Integers already: the clip is clip_units of them, whatever the clip is this round. A segment refuses
+                # magnitudes of its bound and more.
+                out.append(Segment(s.name, s.length, noise.coordinate_bound + 1, n_max, ring_bits=noise.ring_bits))
                 continue
             weight = terms.max_weight if s.weighting == "examples" else 1
             segment = real_segment(s.name, s.length, s.max_delta * weight, n_max, ring_bits)
@@ -259,6 +266,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                     hint="lower max_weight, max_delta or the group size, or widen ring_bits",
                 )
             out.append(segment)
+        if noise is not None and noise.quantile is not None:
+            out.append(Segment(CLIP_COUNT, 1, noise.count_bound + 1, n_max))
         return tuple(out)
 
 
@@ -329,6 +338,9 @@ def _validate(m: Manifest) -> None:
             (secure.is_active or not secure.authority, "privacy.secure.authority", "none unless active"),
             (m.schema >= ACTIVE_SCHEMA or not secure.is_active, "schema", f"at least {ACTIVE_SCHEMA} if active"),
         ]
+    summed = m.privacy.mode == "secure" or m.privacy.noise is not None
+    rings = [s.ring for p in m.phases for s in p.segments]
+    checks.append((summed or not any(rings), "phases: ring", "none in plain mode without noise"))
     checks += [(h.low <= h.default <= h.high, f"hyper.{h.name}", "low <= default <= high") for h in m.hyper]
     if m.privacy.noise is not None:
         checks += _noise_checks(m, m.privacy.noise)
@@ -377,12 +389,19 @@ def _noise_checks(m: Manifest, noise: NoiseTerms) -> list[tuple[bool, str, str]]
     clip = next((h for h in m.hyper if h.name == CLIP), None)
     same = clip is not None and (clip.default, clip.low, clip.high) == (noise.clip, noise.clip_low, noise.clip_high)
     segments = [s for p in m.phases for s in p.segments]
+    rings = [s.ring for s in segments if s.ring is not None]
+    bounds = {(r.bound, r.ring_bits) for r in rings} - {(noise.coordinate_bound + 1, noise.ring_bits)}
     return [
         (m.schema >= NOISE_SCHEMA, "schema", f"at least {NOISE_SCHEMA} for a plan with noise"),
         (same, f"hyper.{CLIP}", "the bounds of privacy.noise"),
         (all(s.weighting == "none" for s in segments), "phases: weighting", "none: under noise weights are uniform"),
         (all(s.name != CLIP_COUNT for s in segments), "phases: segments", f"names other than {CLIP_COUNT}"),
-        # Integers below 2**24 are exact in float32; another codec would change what was clipped and noised.
-        (all(s.codec in ("float32", "float64") for s in segments), "phases: codec", "float32 or float64 under noise"),
+        # Another codec would change what was clipped and noised.
+        (all(s.codec == "float32" or s.ring for s in segments), "phases: codec", "float32 or a ring under noise"),
+        (len({s.codec for s in segments}) == 1, "phases: codec", "one for all segments under noise"),
+        (not bounds, "phases: ring", "the bound and the width of privacy.noise"),
+        (all(r.n_max >= m.privacy.most_in_sum for r in rings), "phases: ring.n_max", "room for all that are selected"),
+        (not rings or noise.kind != "tree", "privacy.noise.kind", "none that spans rounds, whose rotations differ"),
+        # Integers below 2**24 are exact in float32.
         (0 < noise.coordinate_bound < 1 << 24, "privacy.noise.coordinate_bound", "1 to 2**24 - 1"),
     ]

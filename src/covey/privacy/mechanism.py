@@ -190,9 +190,20 @@ class Mechanism:
         """Return the sampler of one share of the noise on the clip's indicator."""
         return _sampler(self.kind, self.count_share_units)
 
-    def coordinate_bound(self) -> int:
-        """Return the largest magnitude, in units, of a coordinate that a device sends: clipped, rounded, noised."""
-        return self.clip_units + 1 + (self.noise().bound if self.distributed else 0)
+    def limit(self, dim: int, clamp: float) -> int:
+        """Return a clamp of so many deviations of a coordinate in units, for a vector of the clip's length."""
+        return min(self.clip_units + 1, math.ceil(clamp * self.clip_units / math.sqrt(dim)))
+
+    def coordinate_bound(self, limit: int | None = None) -> int:
+        """Return the largest magnitude, in units, of a coordinate that a device sends: clipped, rounded, noised.
+
+        It holds for every draw: a sampler's table ends where less than ``2**-128`` of the distribution is left.
+
+        Args:
+            limit: of a coordinate before noise (:meth:`limit`); None: what the clip allows.
+        """
+        before = self.clip_units + 1 if limit is None else limit
+        return before + (self.noise().bound if self.distributed else 0)
 
     def count_bound(self) -> int:
         """Return the same for the clip's indicator; 0 where the clip is fixed."""

@@ -35,7 +35,8 @@ class AesCtr:
     """AES-128 in counter mode, from a seed of 32 bytes: 16 of key, 16 of initial counter.
 
     Computationally indistinguishable from uniform bytes as long as AES is; the same generator that makes secure
-    aggregation's masks, and faster than NumPy's own. A seed serves one stream: two streams of one seed are one.
+    aggregation's masks, and faster than NumPy's own. A seed serves one stream: two streams of one seed are one, and
+    :func:`covey.types.rng.derive_seed` makes many seeds of one. Rounding (:mod:`covey.compression`) draws from it too.
     """
 
     def __init__(self, seed: bytes, *, private: bool) -> None:
@@ -59,6 +60,10 @@ class AesCtr:
         for start in range(0, len(view), _CHUNK_BYTES):
             part = view[start : start + _CHUNK_BYTES]
             self._stream.update_into(_ZEROS if len(part) == _CHUNK_BYTES else _ZEROS[: len(part)], part)
+
+    def take(self, num_bytes: int) -> bytes:
+        """Return the next bytes of the stream."""
+        return self._stream.update(bytes(num_bytes))
 
 
 def refuse_seeded(source: Randomness, where: str) -> None:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 from covey.privacy.accounting import epsilon, solve_noise
 from covey.privacy.mechanism import DISTRIBUTED, KINDS, Mechanism
-from covey.types.errors import ClipMissingError, NoiseError, PrivacySpecError
+from covey.types.errors import ClipMissingError, NoiseError, PrivacyError, PrivacySpecError
 
-__all__ = ["KEYS", "Setting", "Spec", "parse_spec"]
+__all__ = ["KEYS", "RingRoom", "Setting", "Spec", "is_noised", "parse_spec"]
 
 _COMMON = ("clip", "noise", "epsilon", "delta", "budget", "population", "units", "sampling")
 _ADAPTIVE = ("start", "quantile", "clip_lr", "count_noise")
@@ -49,7 +49,8 @@ class Setting:
         num_selected: the most devices that may be in one sum.
         rounds: how many are planned.
         population: how many devices there are.
-        dim: coordinates of the model's segments, together.
+        dim: coordinates that a device sends of the model's segments, together.
+        ring: where a codec rotates and rounds are summed in its ring: that; None: coordinates travel as they are.
     """
 
     cohort: int
@@ -58,6 +59,16 @@ class Setting:
     rounds: int
     population: int
     dim: int
+    ring: "RingRoom | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class RingRoom:
+    """The ring of a codec: B bits for at most n_max devices, whose coordinates are clamped at so many deviations."""
+
+    bits: int
+    n_max: int
+    clamp: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +78,18 @@ class Spec:
     kind: str
     values: Mapping[str, float | str]
 
-    @property
-    def bits(self) -> int:
-        """The ring's width: 64 for sums that the server noises, 32 unless told for sums that devices noise."""
-        return int(self.values.get("bits", 32)) if self.kind in DISTRIBUTED else 64
+    def bits(self, setting: Setting) -> int:
+        """Return the ring's width: a codec's, or 64 for sums that the server noises and 32 for those of devices.
+
+        Raises:
+            PrivacyError: two widths.
+        """
+        if setting.ring is None:
+            return int(self.values.get("bits", 32)) if self.kind in DISTRIBUTED else 64
+        if self.values.get("bits", setting.ring.bits) != setting.ring.bits:
+            got = f"bits={self.values['bits']:g}"
+            raise PrivacyError("--privacy: bits", expected=f"none, or the codec's {setting.ring.bits}", got=got)
+        return setting.ring.bits
 
     def resolve(self, setting: Setting) -> Mechanism:
         """Return the promise for a setting; with ``epsilon`` the noise is found that keeps it.
@@ -90,14 +109,20 @@ class Spec:
 
             mechanism = self._fitted(first.with_noise(solve_noise(epsilon_at, target)), setting)
         mechanism.check()
-        if mechanism.coordinate_bound() >= _MOST_ON_THE_WIRE:
+        bound = mechanism.coordinate_bound(_limit(mechanism, setting))
+        most = min(_MOST_ON_THE_WIRE, math.floor(self._room(setting)))
+        if bound >= most:
             raise NoiseError(
                 "units",
-                expected=f"contributions below {_MOST_ON_THE_WIRE} units, noise included",
-                got=str(mechanism.coordinate_bound()),
-                hint="fewer units to the clip, or less noise of each device",
+                expected=f"contributions below {most} units, noise included",
+                got=str(bound),
+                hint="fewer units to the clip, less noise of each device, a wider ring, or fewer devices in a sum",
             )
         return mechanism
+
+    def _room(self, setting: Setting) -> float:
+        """Return what one device may send, so that a sum of the most devices cannot wrap."""
+        return ((1 << (self.bits(setting) - 1)) - 1) / self._devices(setting)
 
     def _mechanism(self, setting: Setting) -> Mechanism:
         v = self.values
@@ -130,24 +155,35 @@ class Spec:
 
     def _fitted(self, mechanism: Mechanism, setting: Setting, *, strict: bool = True) -> Mechanism:
         """Choose the units: the finest that the ring holds, unless they were given."""
-        if "units" in self.values or self.kind not in DISTRIBUTED:
+        if "units" in self.values or (self.kind not in DISTRIBUTED and setting.ring is None):
             return mechanism
-        room = (1 << (self.bits - 1)) / setting.num_selected
+        room = min(self._room(setting), _MOST_ON_THE_WIRE)
         units, most = _MOST_UNITS, _SKELLAM_UNITS if self.kind == "skellam" else math.inf
         while units > 1:
             fitted = dataclasses.replace(mechanism, clip_units=units)
+            limit = _limit(fitted, setting)
+            before = units + 1 if limit is None else limit
             # 14 standard deviations are beyond what the samplers can give, see their tables.
-            if units + 2 + 14 * fitted.share_units + 160 < min(room, _MOST_ON_THE_WIRE) and fitted.share_units <= most:
+            noise = 14 * fitted.share_units + 160 if fitted.distributed else 0.0
+            if before + 1 + noise < room and (fitted.share_units <= most or not fitted.distributed):
                 return fitted
             units //= 2
         if strict:
             raise NoiseError(
                 "bits",
-                expected=f"a ring in which {setting.num_selected} devices and their noise cannot wrap",
-                got=f"{self.bits} bits",
-                hint="a wider ring (bits=), a smaller cohort, or less noise",
+                expected=f"a ring in which {self._devices(setting)} devices and their noise cannot wrap",
+                got=f"{self.bits(setting)} bits",
+                hint="a wider ring, a smaller cohort, or less noise",
             )
         return dataclasses.replace(mechanism, clip_units=1)
+
+    @staticmethod
+    def _devices(setting: Setting) -> int:
+        return setting.num_selected if setting.ring is None else setting.ring.n_max
+
+
+def _limit(mechanism: Mechanism, setting: Setting) -> int | None:
+    return None if setting.ring is None else mechanism.limit(setting.dim, setting.ring.clamp)
 
 
 def parse_spec(text: str) -> Spec | None:
@@ -174,6 +210,11 @@ def parse_spec(text: str) -> Spec | None:
         values[key] = _value(key, value)
     _check_together(kind, values)
     return Spec(kind, values)
+
+
+def is_noised(text: str | None) -> bool:
+    """Return whether a SPEC, if there is one, asks for noise. Raises what :func:`parse_spec` does."""
+    return text is not None and parse_spec(text) is not None
 
 
 def _check_together(kind: str, values: Mapping[str, float | str]) -> None:

@@ -71,7 +71,9 @@ def local_half(settings: Settings) -> Local:
     return local if codec_named(settings.compression).mask is None else trained_in_place(local)
 
 
-def plan_options(settings: Settings, privacy: PrivacyTerms, dataset: FederatedDataset) -> PlanOptions:
+def plan_options(
+    settings: Settings, privacy: PrivacyTerms, dataset: FederatedDataset, *, noised: bool = False
+) -> PlanOptions:
     """Return what the plan fixes. B of infinity becomes the largest client's size, padded and masked for the others.
 
     Raises:
@@ -90,7 +92,7 @@ def plan_options(settings: Settings, privacy: PrivacyTerms, dataset: FederatedDa
         chunk_steps=settings.chunk_steps,
         eval_batch_size=settings.eval_batch_size,
         max_examples=settings.max_examples,
-        compression=codec_for(settings.compression, privacy.mode, privacy.most_in_sum).text,
+        compression=codec_for(settings.compression, privacy.mode, privacy.most_in_sum, noised=noised).text,
         privacy=privacy,
     )
 
@@ -103,6 +105,7 @@ def prepare(
     dataset: FederatedDataset,
     *,
     seed: int = 0,
+    noised: bool = False,
     on_build: Callable[[], None] = lambda: None,
 ) -> Prepared:
     """Return the plan and the first checkpoint of a recipe, from the cache or built now.
@@ -114,14 +117,15 @@ def prepare(
         privacy: what the plan promises.
         dataset: its data; only their sizes matter here.
         seed: of the first checkpoint.
+        noised: whether differential privacy will be written into the plan (:mod:`covey.recipes.private`).
         on_build: called before a build, which takes seconds.
 
     Raises:
         PlanBuildError, UsageError: what cannot become a plan.
     """
-    options = plan_options(settings, privacy, dataset)
+    options = plan_options(settings, privacy, dataset, noised=noised)
     folder = _cache_dir()
-    name = _cache_key(source, settings, options, seed)
+    name = _cache_key(source, settings, options, seed, noised)
     try:
         prepared = Prepared((folder / f"{name}.covey").read_bytes(), (folder / f"{name}.params").read_bytes(), True)
         unpack_tensors(prepared.plan.manifest.params, prepared.checkpoint)  # a damaged cache is no reason to fail
@@ -134,7 +138,8 @@ def prepare(
     task = recipe.task()
     if task.examples != recipe.examples:
         raise UsageError(f"recipe {source}", expected="one schema in the recipe and in its task", got="two")
-    plan = _with_rings(build_plan(task, local_half(settings), options))
+    plan = build_plan(task, local_half(settings), options)
+    plan = plan if noised else _with_rings(plan)  # under noise the integers depend on that
     checkpoint = pack_tensors(initial_params(task, seed), unpack_plan(plan).manifest.params)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,11 +172,11 @@ def _cache_dir() -> Path:
     return Path(base) / "covey" / "plans"
 
 
-def _cache_key(source: str, settings: Settings, options: PlanOptions, seed: int) -> str:
+def _cache_key(source: str, settings: Settings, options: PlanOptions, seed: int, noised: bool) -> str:
     digest = hashlib.sha256()
     # The data only matter through the sizes in options, the trainer and the cohort not at all.
     kept = {k: v for k, v in asdict(settings).items() if k not in ("trainer", "cohort", "partition", "num_clients")}
-    digest.update(f"{source} {seed} {kept} {options}".encode())
+    digest.update(f"{source} {seed} {kept} {options} {noised}".encode())
     digest.update(recipe_source(source))
     root = Path(covey.__file__).parent
     for package in _PACKAGES:

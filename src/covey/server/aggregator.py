@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from covey.compression.codec import HEADER_CODEC, Codec, codec_for, segment_seed
+from covey.compression.codec import HEADER_CODEC, Codec, codecs_of, part_codec, segment_seed
 from covey.plans.evaluation import DIFFERENCE_LIMIT, DIFFERENCE_SCALE
 from covey.plans.manifest import COMPARISON, Manifest
 from covey.server.messages import (
@@ -58,8 +58,9 @@ def segment_codecs(manifest: Manifest, phase: int) -> dict[str, Codec]:
     Raises:
         CompressionSpecError, MissingExtraError: see :func:`covey.compression.codec.codec_for`.
     """
-    mode, n_max = manifest.privacy.mode, manifest.privacy.most_in_sum
-    own = {s.name: codec_for(s.codec, mode, n_max) for s in manifest.phases[phase].segments}
+    noised = manifest.privacy.noise is not None
+    codecs = codecs_of(manifest.phases[phase].segments, manifest.privacy)
+    own = {name: part_codec(codec, noised=noised) for name, codec in codecs.items()}
     return {s.name: own.get(s.name, HEADER_CODEC) for s in manifest.layout(phase)}
 
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import msgspec
 
+from covey.admission.limits import Limits
 from covey.types.errors import UsageError
 
-__all__ = ["RoundConfig", "ServerConfig", "check_name", "load_config"]
+__all__ = ["ReleaseConfig", "RoundConfig", "ServerConfig", "check_name", "load_config"]
 
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 _MAX_NAME = 64
 
 
@@ -27,6 +30,23 @@ class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     pause_s: float = 0.0
     max_rounds: int = 0
     hyper: dict[str, float] = {}
+
+
+class ReleaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[release]`` table; see :class:`covey.server.promotion.ReleaseSettings` for the meaning of the first values.
+
+    ``plan`` and ``signature`` are the evaluation plan and the owner's signature over it.
+    """
+
+    every: int = 10
+    min_cohort: int = 0
+    evaluate: bool = True
+    min_devices: int = 30
+    margin: float = 0.01
+    confidence: float = 0.95
+    attempts: int = 3
+    plan: str = "evaluation.covey"
+    signature: str = "evaluation.sig"
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,8 +69,15 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         unmask_workers: processes that take the masks off secure sums; 0: the aggregator's own thread does, which is
             enough for small models and groups.
         keep_checkpoints: how many checkpoints stay on the disk.
-        enrolment: ``open`` (anybody gets a credential: for a trusted network or a demonstration only).
+        enrolment: who gets a credential. ``open``: anybody, for a trusted network or a demonstration only; ``token``:
+            who has a token of the application's backend; else an entry point of ``covey.attestation``.
+        attestation: what the verifier needs; for ``token``, ``key``: the backend's public key, a PEM file.
+        limits: how much one client may ask.
+        metrics_port: where Prometheus metrics are served, on the loopback address without TLS; 0: nowhere.
+        log_format: ``text``, or ``json`` for one JSON object in each line.
+        log_level: ``debug``, ``info``, ``warning`` or ``error``.
         round: how a round goes.
+        release: what becomes a release.
     """
 
     population: str
@@ -69,7 +96,13 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     unmask_workers: int = 0
     keep_checkpoints: int = 10
     enrolment: str = "open"
+    attestation: dict[str, str] = {}
+    limits: Limits = Limits()
+    metrics_port: int = 0
+    log_format: str = "text"
+    log_level: str = "info"
     round: RoundConfig = RoundConfig()
+    release: ReleaseConfig = ReleaseConfig()
 
 
 def load_config(path: Path) -> ServerConfig:
@@ -90,8 +123,9 @@ def load_config(path: Path) -> ServerConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"configuration {path}", expected="TOML", got=str(e)) from e
     _known_keys(path, table, ServerConfig, "")
-    if isinstance(table.get("round"), dict):
-        _known_keys(path, table["round"], RoundConfig, "round.")
+    for name, kind in (("round", RoundConfig), ("release", ReleaseConfig), ("limits", Limits)):
+        if isinstance(table.get(name), dict):
+            _known_keys(path, table[name], kind, f"{name}.")
     try:
         config = msgspec.convert(table, ServerConfig)
     except msgspec.ValidationError as e:
@@ -116,6 +150,7 @@ def _known_keys(path: Path, table: dict[str, Any], kind: type[msgspec.Struct], p
 def _check(path: Path, config: ServerConfig) -> None:
     ranges = {
         "port": (0, 65535),
+        "metrics_port": (0, 65535),
         "max_waiting": (1, 10_000_000),
         "buffers": (1, 4096),
         "num_shards": (1, 1024),
@@ -128,8 +163,10 @@ def _check(path: Path, config: ServerConfig) -> None:
         value = getattr(config, name)
         if not low <= value <= high:
             raise UsageError(f"configuration {path}: {name}", expected=f"{low} to {high}", got=str(value))
-    if config.enrolment != "open":
-        raise UsageError(f"configuration {path}: enrolment", expected="open", got=config.enrolment)
+    config.limits.check(f"configuration {path}")
+    for name, known in (("log_format", LOG_FORMATS), ("log_level", LOG_LEVELS)):
+        if (text := getattr(config, name)) not in known:
+            raise UsageError(f"configuration {path}: {name}", expected=" or ".join(known), got=text)
     check_name(f"configuration {path}: population", config.population)
     check_name(f"configuration {path}: task", config.task)
 

@@ -1,7 +1,8 @@
 """Device credentials: short-lived bearer tokens that the server can check without remembering anybody.
 
 A token is ``base64url(payload) . base64url(HMAC-SHA256(key, label || payload))`` with the population, an expiry and a
-random subject. The server stores none of them. Rate limits and attestation build on the subject.
+subject, which is random or follows from an attestation. The server stores none of them. Rate limits and once-per-round
+counting build on the subject.
 """
 
 import base64
@@ -15,13 +16,16 @@ import msgspec
 
 from covey.types.errors import UnauthorizedError, UsageError
 
-__all__ = ["Credentials", "load_or_make_key"]
+__all__ = ["Claims", "Credentials", "load_or_make_key"]
 
 _LABEL = b"covey device credential v1\x00"
+_SUBJECT_LABEL = b"covey device subject v1\x00"
 _KEY_BYTES = 32
 
 
-class _Claims(msgspec.Struct, frozen=True, array_like=True):
+class Claims(msgspec.Struct, frozen=True, array_like=True):
+    """What a credential says: whom it admits to, until when, and a pseudonym, 32 hex digits."""
+
     population: str
     expires_at_s: int
     subject: str
@@ -37,14 +41,22 @@ class Credentials:
         self._key = key
         self.lifetime_s = lifetime_s
 
-    def issue(self, population: str, now_s: float) -> str:
-        """Return a new token for ``population``."""
-        claims = _Claims(population, int(now_s + self.lifetime_s), secrets.token_hex(16))
+    def subject(self, attested: bytes) -> str:
+        """Return the pseudonym of whoever presented an attestation of that name: the same each time, for this key."""
+        return hmac.digest(self._key, _SUBJECT_LABEL + attested, "sha256")[:16].hex()
+
+    def issue(self, population: str, now_s: float, subject: str = "") -> str:
+        """Return a new token for ``population``; without a ``subject``, for nobody who was seen before."""
+        claims = Claims(population, int(now_s + self.lifetime_s), subject or secrets.token_hex(16))
         payload = msgspec.json.encode(claims)
         return f"{_text(payload)}.{_text(self._tag(payload))}"
 
     def population(self, token: str, now_s: float) -> str:
-        """Return whom a token admits.
+        """Return whom a token admits; see :meth:`claims`."""
+        return self.claims(token, now_s).population
+
+    def claims(self, token: str, now_s: float) -> Claims:
+        """Return what a token says.
 
         Raises:
             UnauthorizedError: missing, malformed, forged or expired; which of them, it does not say.
@@ -54,14 +66,14 @@ class Credentials:
             payload, tag = _raw(head), _raw(tail)
             if not hmac.compare_digest(tag, self._tag(payload)):
                 raise ValueError
-            claims = msgspec.json.decode(payload, type=_Claims)
+            claims = msgspec.json.decode(payload, type=Claims)
             if claims.expires_at_s < now_s:
                 raise ValueError
         except (ValueError, binascii.Error, msgspec.MsgspecError) as e:
             raise UnauthorizedError(
                 "credential", expected="a valid credential", got="none, or one that is not valid", hint="enroll again"
             ) from e
-        return claims.population
+        return claims
 
     def _tag(self, payload: bytes) -> bytes:
         return hmac.digest(self._key, _LABEL + payload, "sha256")

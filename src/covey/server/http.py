@@ -1,6 +1,7 @@
 """The HTTPS adapter: requests become messages to the roles, and their answers become responses. No access log."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from covey.server.admission import Gate
 from covey.server.messages import AbandonArrived, DeviceArrived, ReportArrived, StepArrived
 from covey.server.service import Service
 from covey.types.errors import (
@@ -22,13 +24,12 @@ from covey.types.errors import (
     WireError,
 )
 from covey.wire.messages import (
+    ACTIVE_STEPS,
     CREDENTIAL_SCHEME,
     MAX_MESSAGE_BYTES,
-    SECURE_STEPS,
     Abandon,
     CheckIn,
     Enroll,
-    Enrolled,
     ErrorBody,
     Joined,
     decode_message,
@@ -44,18 +45,25 @@ _IMMUTABLE = {"cache-control": "public, max-age=31536000, immutable"}
 _HTTP_CODES = {404: "not_found", 405: "wire_invalid"}
 
 
-def create_app(service: Service, more: Sequence[BaseRoute] = ()) -> Starlette:
-    """Return the application that serves ``service``, and ``more`` beside; the routes are those of ``wire/SPEC.md``."""
+def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRoute] = ()) -> Starlette:
+    """Return the application that serves ``service``; the routes are those of ``wire/SPEC.md``.
+
+    Args:
+        service: the roles.
+        gate: who is let in; None: as the service's configuration says.
+        more: routes beside those of devices: an administrator's.
+    """
+    gate = gate or Gate.of(service.config, service.credentials)
 
     async def enroll(request: Request) -> Response:
         message = decode_message(await small_body(request), Enroll)
         _own_population(service, message.population)
-        token = service.credentials.issue(service.population, service.now_s())
-        return json_answer(Enrolled(credential=token, expires_in_s=service.credentials.lifetime_s))
+        peer = request.client.host if request.client is not None else ""
+        return json_answer(await gate.enroll(message, peer, service.now_s()))
 
     async def check_in(request: Request) -> Response:
         message = decode_message(await small_body(request), CheckIn)
-        _authorize(service, request)
+        _authorize(service, gate, request)
         _own_population(service, message.population)
         if (now := service.come_back_now()) is not None:
             return json_answer(now)
@@ -63,23 +71,22 @@ def create_app(service: Service, more: Sequence[BaseRoute] = ()) -> Starlette:
         return json_answer(await _unless_hung_up(request, answer, lambda: service.leave(ticket)))
 
     async def report(request: Request) -> Response:
-        _authorize(service, request)
+        _authorize(service, gate, request)
         session = request.path_params["session"]
         _own_mode(service, session, "plain")
         return json_answer(await received(request, lambda ticket, body: ReportArrived(ticket, session, body)))
 
     async def step(request: Request) -> Response:
-        _authorize(service, request)
+        _authorize(service, gate, request)
         session, name = request.path_params["session"], _step(service, request)
         if name == "mask":  # as large as a model: it is read into one of the few buffers
             return json_answer(await received(request, lambda ticket, body: StepArrived(ticket, session, name, body)))
         data = await small_body(request, _content_length(request, service.max_body_bytes))
-        return json_answer(
-            await service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data))
-        )
+        taken = await service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data))
+        return json_answer(taken)
 
     async def told(request: Request) -> Response:
-        _authorize(service, request)
+        _authorize(service, gate, request)
         ticket, answer = service.await_step(request.path_params["session"], _step(service, request))
         try:
             message = await asyncio.wait_for(_unless_hung_up(request, answer, lambda: None), service.config.poll_s)
@@ -92,6 +99,7 @@ def create_app(service: Service, more: Sequence[BaseRoute] = ()) -> Starlette:
     async def received(request: Request, message: Callable[[str, memoryview], Any]) -> Any:
         """Read a body into one of the few buffers, hand it over, and return what the aggregator answers."""
         size = _content_length(request, service.max_body_bytes)
+        service.shards.place(request.path_params["session"])  # a buffer is for those who were selected
         buffer = service.take_buffer()
         used = 0
         try:
@@ -110,17 +118,24 @@ def create_app(service: Service, more: Sequence[BaseRoute] = ()) -> Starlette:
 
     async def abandon(request: Request) -> Response:
         message = decode_message(await small_body(request), Abandon)
-        _authorize(service, request)
+        _authorize(service, gate, request)
         session = request.path_params["session"]
         reason = message.reason[:64]
-        return json_answer(
-            await service.ask_aggregator(session, lambda ticket: AbandonArrived(ticket, session, reason))
-        )
+        left = await service.ask_aggregator(session, lambda ticket: AbandonArrived(ticket, session, reason))
+        return json_answer(left)
 
     async def blob(request: Request) -> Response:
-        counted = "authorization" in request.headers and _authorize(service, request)
-        data = service.blob(request.path_params["sha256"], counted=counted)
-        return Response(data, media_type=_BINARY, headers=_IMMUTABLE)
+        counted = "authorization" in request.headers and _authorize(service, gate, request)
+        name = request.path_params["sha256"]
+        start = _range_start(request, name)
+        data = service.blob(name, counted=counted, start=start)
+        headers = {**_IMMUTABLE, "etag": f'"{name}"', "accept-ranges": "bytes"}
+        if start >= len(data) > 0:
+            return Response(status_code=416, headers={"content-range": f"bytes */{len(data)}"})
+        if not start:
+            return Response(data, media_type=_BINARY, headers=headers)
+        headers["content-range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        return Response(memoryview(data)[start:], 206, headers, _BINARY)
 
     async def status(request: Request) -> Response:
         after = request.query_params.get("after", "0")
@@ -159,6 +174,17 @@ def create_app(service: Service, more: Sequence[BaseRoute] = ()) -> Starlette:
     )
 
 
+def _range_start(request: Request, name: str) -> int:
+    """Return where the rest of a blob begins that a device asks for; 0 is all of it, as for any other kind of range.
+
+    What ``If-Range`` names must be this blob, else all of it is sent: RFC 9110, section 13.1.5.
+    """
+    found = re.fullmatch(r"bytes=(\d{1,15})-", request.headers.get("range", ""))
+    if found is None or request.headers.get("if-range", f'"{name}"') != f'"{name}"':
+        return 0
+    return int(found[1])
+
+
 def _own_mode(service: Service, session: str, mode: str) -> None:
     own = service.shards.mode(session)
     if own != mode:
@@ -168,16 +194,16 @@ def _own_mode(service: Service, session: str, mode: str) -> None:
 def _step(service: Service, request: Request) -> str:
     _own_mode(service, request.path_params["session"], "secure")
     name: str = request.path_params["step"]
-    if name not in SECURE_STEPS:
-        raise NotFoundError("secure step", expected=f"one of {', '.join(SECURE_STEPS)}", got="another")
+    if name not in ACTIVE_STEPS:
+        raise NotFoundError("secure step", expected=f"one of {', '.join(ACTIVE_STEPS)}", got="another")
     return name
 
 
-def _authorize(service: Service, request: Request) -> bool:
+def _authorize(service: Service, gate: Gate, request: Request) -> bool:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme != CREDENTIAL_SCHEME:
         raise UnauthorizedError("credential", expected="a bearer credential", got="none", hint="enroll first")
-    _own_population(service, service.credentials.population(token, service.now_s()))
+    _own_population(service, gate.admit(token, service.now_s()).population)
     return True
 
 

@@ -19,6 +19,8 @@ from covey.privacy.dp_ftrl import TreeNoise
 from covey.privacy.ledger import admission, encode_loss
 from covey.privacy.mechanism import Mechanism
 from covey.privacy.randomness import Randomness, refuse_seeded
+from covey.server.messages import public_seed
+from covey.server.opening import opened_units
 from covey.storage.interface import PrivacyCharge, Storage, TaskRecord
 from covey.types.errors import BudgetExhaustedError, PrivacyError, UsageError
 from covey.types.segments import SegmentSum
@@ -136,14 +138,15 @@ class PrivateSums:
     def open(self, storage: Storage, total: SegmentSum, phase: int, round_number: int, attempt: str) -> Aggregate:
         """Charge a sum and read it; see :meth:`charge` and :meth:`read`. If the charge fails, nothing was read."""
         self.charge(storage, phase, round_number, attempt)
-        return self.read(total, phase)
+        return self.read(total, phase, attempt)
 
-    def read(self, total: SegmentSum, phase: int) -> Aggregate:
+    def read(self, total: SegmentSum, phase: int, attempt: str) -> Aggregate:
         """Read a sum that was charged; at the end of a round with an adapting clip, set the next one.
 
         Args:
             total: of enough devices; it is cleared.
             phase: of the round.
+            attempt: the attempt's name, from which the round's public seed follows.
 
         Raises:
             LayoutError: the counter is not the number of contributions.
@@ -151,7 +154,7 @@ class PrivateSums:
         plan = self._manifest.phases[phase]
         opened_header(total)  # the counter is public; a uniform weight and absent metrics say nothing more
         num_devices = total.num_folded
-        reals = self._noised(total, plan)
+        units = self._noised(total, plan)
         if self.mechanism.adaptive:
             count = int(total.integers(CLIP_COUNT)[0])
             if not self.mechanism.distributed:
@@ -160,22 +163,21 @@ class PrivateSums:
         else:
             following = self.clip
         total.clear()
-        unit = self.clip / self.mechanism.clip_units
-        segments = {s.name: _cut(reals[s.name] * unit, s.tensors) for s in plan.segments}
+        reals = opened_units(self._manifest, phase, units, self.clip, public_seed(attempt))
+        segments = {s.name: _cut(reals[s.name], s.tensors) for s in plan.segments}
         self.clip = following
         return Aggregate(num_devices, float(self.mechanism.denominator), {}, segments)
 
     def _cost(self) -> tuple[Spent, ...]:
         """Return what the next sum costs: a tree is paid for whole, before its first sum."""
-        dim = max(sum(s.length for s in p.segments) for p in self._manifest.phases)
         if self.mechanism.kind == "tree" and self._charged_rounds % self.mechanism.num_rounds:
             return ()
-        return tuple(Spent(loss, 1) for loss in self.mechanism.losses(dim))
+        return tuple(Spent(loss, 1) for loss in self.mechanism.losses(self._manifest.num_opened))
 
     def _noised(self, total: SegmentSum, plan: PhasePlan) -> dict[str, NDArray[np.float64]]:
         out = {s.name: total.integers(s.name).astype(np.float64) for s in plan.segments}
         if self.mechanism.kind == "tree":
-            dim = sum(s.length for s in plan.segments)
+            dim = sum(s.num_summed for s in plan.segments)
             if self._charged_rounds % self.mechanism.num_rounds == 0:
                 self._tree = TreeNoise(self.mechanism.noise(), dim, self._source)
             self._charged_rounds += 1

@@ -20,9 +20,14 @@ from covey.types.errors import BudgetExhaustedError, NotFoundError, ReleaseRefus
 from covey.types.tensors import unpack_tensors
 from covey.wire.messages import CandidateSummary, RoundSummary
 
-__all__ = ["ReleaseDesk", "Wanted"]
+__all__ = ["ReleaseDesk", "ReleaseHistory", "Wanted"]
 
-_SHOWN = 5
+
+class ReleaseHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """All releases of a population, and all checkpoints that stood for release: the answer to ``GET .../releases``."""
+
+    releases: tuple[Release, ...]
+    candidates: tuple[CandidateSummary, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +49,29 @@ class ReleaseDesk:
     def __init__(
         self,
         population: str,
-        plan: str,
-        manifest: Manifest,
+        plan_of: Callable[[str], tuple[str, Manifest]],
         storage: Storage,
         settings: ReleaseSettings,
         signer: Callable[[float], Signer],
         *,
-        task: str = "",
         metric: str | None = None,
     ) -> None:
         """Take up where the storage stands.
 
         Args:
             population: whose releases.
-            plan: SHA-256 of the plan that is trained and released.
-            manifest: that plan's.
+            plan_of: returns the SHA-256 of a task's plan, and its manifest.
             storage: keeps candidates and releases.
             settings: what a release needs.
             signer: returns the key and its delegation at a time (seconds since 1970).
-            task: the task whose rounds make candidates.
             metric: what the evaluation plan compares; None: there is no evaluation plan.
         """
         self.population = population
         self.settings = settings
-        self._plan = plan
-        self._manifest = manifest
+        self._plan_of = plan_of
         self._storage = storage
         self._store = storage.release_store
         self._signer = signer
-        self._task = task
         self._metric = metric
         self._num_failed = 0
         self._newest = next(reversed(self._store.releases(population)), None)
@@ -87,9 +86,10 @@ class ReleaseDesk:
         """Return ``on``, ``off`` (by configuration), or why nothing can be signed; see :mod:`release_key`."""
         return self._signer(now_s).state if self.settings.every else "off"
 
-    def candidates(self) -> tuple[CandidateSummary, ...]:
-        """Return the last few candidates with their verdicts."""
-        return self._store.candidates(self.population)[-_SHOWN:]
+    def history(self, now_s: float) -> ReleaseHistory:
+        """Return every release and every candidate, in order."""
+        releases = tuple(self._renewed(r, now_s) for r in self._store.releases(self.population))
+        return ReleaseHistory(releases=releases, candidates=self._store.candidates(self.population))
 
     def current(self, now_s: float) -> Release:
         """Return the release that devices shall serve, under the newest delegation of its key.
@@ -99,17 +99,14 @@ class ReleaseDesk:
         """
         if self._newest is None:
             raise NotFoundError("release", expected="a first release", got="none yet", hint="come again later")
-        word = self._signer(now_s).delegation
-        if word is None or word.release_key != self._newest.delegation.release_key:
-            return self._newest
-        return msgspec.structs.replace(self._newest, delegation=word)
+        return self._renewed(self._newest, now_s)
 
     def committed(self, summary: RoundSummary, now_s: float) -> CandidateSummary | None:
         """Take a committed round; return the candidate that it makes, decided or pending, or None."""
         if self._pending is not None or not self._stands(summary) or self._signer(now_s).key is None:
             return None
         made = CandidateSummary(
-            round=summary.round, task=self._task, checkpoint=summary.checkpoint, cohort=summary.reported
+            round=summary.round, task=summary.task, checkpoint=summary.checkpoint, cohort=summary.reported
         )
         self._store.propose(self.population, made)
         self._pending, self._num_failed = made, 0
@@ -162,6 +159,12 @@ class ReleaseDesk:
         self._newest = made
         return made
 
+    def _renewed(self, release: Release, now_s: float) -> Release:
+        word = self._signer(now_s).delegation
+        if word is None or word.release_key != release.delegation.release_key:
+            return release
+        return msgspec.structs.replace(release, delegation=word)
+
     def _stands(self, summary: RoundSummary) -> bool:
         every = self.settings.every
         return summary.status == "committed" and every > 0 and summary.round % every == 0
@@ -176,18 +179,19 @@ class ReleaseDesk:
     def _evidence(
         self, candidate: CandidateSummary, metrics: Mapping[str, float], found: Comparison | None
     ) -> Evidence:
-        params = unpack_tensors(self._manifest.params, self._storage.blob(candidate.checkpoint))
+        _, manifest = self._plan_of(candidate.task)
+        params = unpack_tensors(manifest.params, self._storage.blob(candidate.checkpoint))
         finite = all(np.isfinite(v).all() for v in params.values()) and all(map(np.isfinite, metrics.values()))
         missing = ""
-        if self._manifest.privacy.noise is not None:
+        if manifest.privacy.noise is not None:
             missing = "no_evaluation_under_privacy"
         elif self._metric is None:
             missing = "no_evaluation_plan"
-        return Evidence(finite, candidate.cohort, self._within_budget(), self._newest is None, found, missing)
+        return Evidence(finite, candidate.cohort, self._within_budget(manifest), self._newest is None, found, missing)
 
-    def _within_budget(self) -> bool:
+    def _within_budget(self, manifest: Manifest) -> bool:
         """Say whether what was spent is within the plan's budget: a sum was charged before it was opened."""
-        noise = self._manifest.privacy.noise
+        noise = manifest.privacy.noise
         if noise is None:
             return True
         try:
@@ -205,7 +209,8 @@ class ReleaseDesk:
             if self._signer(now_s).key is None:
                 return None
             num_bytes = len(self._storage.blob(candidate.checkpoint))
-            release = self._sign(self._plan, candidate.checkpoint, num_bytes, now_s)
+            plan, _ = self._plan_of(candidate.task)
+            release = self._sign(plan, candidate.checkpoint, num_bytes, now_s)
         decided = msgspec.structs.replace(
             candidate,
             status="promoted" if verdict.promoted else "refused",

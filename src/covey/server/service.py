@@ -8,12 +8,12 @@ import contextlib
 import os
 import random
 import secrets
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from covey.privacy.randomness import AesCtr
+from covey.server.clock import steady_clock
 from covey.server.config import ServerConfig
 from covey.server.coordinator import Coordinator, CoordinatorState
 from covey.server.credentials import Credentials
@@ -51,7 +51,7 @@ class Service:
         config: ServerConfig,
         credentials: Credentials,
         *,
-        now_s: Callable[[], float] = time.time,
+        now_s: Callable[[], float] | None = None,
         on_round: Callable[[RoundSummary], None] = lambda summary: None,
     ) -> None:
         """Put the roles together; :meth:`start` begins.
@@ -60,13 +60,13 @@ class Service:
             storage: what the server keeps; it holds the population.
             config: how it serves.
             credentials: who may come in.
-            now_s: the clock.
+            now_s: the clock, seconds since 1970; None: one that no setting of the machine's moves.
             on_round: gets every round that ends, on the event loop: it must be quick.
         """
         self.population = config.population
         self.credentials = credentials
         self.config = config
-        self.now_s = now_s
+        self.now_s = now_s or steady_clock()
         self.coordinator = Coordinator(
             self.population,
             storage,
@@ -89,7 +89,7 @@ class Service:
             step_timeout_s=lambda task: self.coordinator.settings(task).round.step_timeout_s,
             unmask_workers=config.unmask_workers,
             deliver=lambda envelopes: self._dispatch(self._engine.deliver(envelopes, self.now_s())),
-            now_s=now_s,
+            now_s=self.now_s,
         )
         self._storage = storage
         self._on_round = on_round
@@ -234,8 +234,8 @@ class Service:
         self.shards.after_post(self.shards.place(session), done)
         return answer
 
-    def blob(self, sha256: str, *, counted: bool) -> bytes:
-        """Return a plan or checkpoint; ``counted``: a device takes it, and its bytes are part of the round's."""
+    def blob(self, sha256: str, *, counted: bool, start: int = 0) -> bytes:
+        """Return a plan or checkpoint; ``counted``: a device takes it from ``start`` on, which the round counts."""
         if sha256 not in self._blobs:
             data = self._storage.blob(sha256)
             while len(self._blobs) >= _CACHED_BLOBS:
@@ -243,7 +243,7 @@ class Service:
             self._blobs[sha256] = data
         data = self._blobs[sha256]
         if counted:
-            self._send(coordinator_address(self.population), BytesServed(len(data)))
+            self._send(coordinator_address(self.population), BytesServed(max(0, len(data) - start)))
         return data
 
     def status(self, population: str, after: int) -> PopulationStatus:

@@ -165,7 +165,7 @@ class Training:
         if self._private is None:
             aggregate = _opened(self.manifest, phase, attempt, total)
         elif self.manifest.privacy.mode == "secure":  # charged when the shards were closed
-            aggregate = self._private.read(total, phase)
+            aggregate = self._private.read(total, phase, attempt)
         else:
             aggregate = self._private.open(self._storage, total, phase, self.number, attempt)
         self._next = self._algorithm.phases[phase].apply(self._next, aggregate)

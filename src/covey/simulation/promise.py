@@ -6,7 +6,7 @@ from covey.privacy.guarantee import Guarantee, guarantee_of
 from covey.privacy.mechanism import Mechanism
 from covey.privacy.spec import Setting, parse_spec
 from covey.recipes.prepare import Prepared
-from covey.recipes.private import model_dim, with_privacy
+from covey.recipes.private import with_privacy
 from covey.server.coordinator import RoundSettings
 from covey.simulation.messages import POPULATION
 from covey.storage.interface import Storage
@@ -88,7 +88,7 @@ def promised(
         )
     if mechanism.kind == "tree":
         _check_rest(mechanism, rounds, num_devices)
-    return private, Promise(mechanism, model_dim(private.plan.manifest), num_rounds)
+    return private, Promise(mechanism, private.plan.manifest.num_opened, num_rounds)
 
 
 def _check_rest(mechanism: Mechanism, rounds: RoundSettings, num_devices: int) -> None:

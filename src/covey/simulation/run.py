@@ -12,6 +12,7 @@ from covey.data.dataset import FederatedDataset
 from covey.device.files import storage_errors
 from covey.plans.manifest import PrivacyTerms
 from covey.privacy.guarantee import Guarantee
+from covey.privacy.spec import is_noised
 from covey.recipes.prepare import Prepared, prepare
 from covey.recipes.recipe import Recipe, Settings, load_recipe
 from covey.server.coordinator import RoundSettings
@@ -107,7 +108,10 @@ def simulate(
     rounds = _rounds(settings, options, len(dataset.client_ids))
     terms = PrivacyTerms(min_cohort=1, n_max=max(10_000, rounds.num_selected))
     built = _built_with(recipe, settings)
-    prepared = prepare(recipe, source, built, terms, dataset, seed=options.seed, on_build=progress.building)
+    prepared = prepare(
+        recipe, source, built, terms, dataset,
+        seed=options.seed, noised=is_noised(options.privacy), on_build=progress.building,
+    )  # fmt: skip
     num_devices = len(dataset.client_ids)
     prepared, promise = promised(prepared, options.privacy, rounds, _num_rounds(options), num_devices)
     if promise is not None:

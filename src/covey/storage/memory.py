@@ -124,6 +124,11 @@ class MemoryStorage:
     def close(self) -> None:
         """See :class:`Storage`."""
 
+    def _forget(self, names: set[str]) -> None:
+        """Delete blobs, but for those that anything still needs: another population may have the same bytes."""
+        for blob in names - self._needed() - self.release_store.needed():
+            self._blobs.pop(blob, None)
+
     def _move(self, population: str, summary: RoundSummary, checkpoint: str, extra: str) -> None:
         number = self._populations[population].round + 1
         self._populations[population] = PopulationRecord(population, number, checkpoint, extra)
@@ -134,13 +139,11 @@ class MemoryStorage:
             old = kept.popleft()
             self._forget({old.checkpoint, old.extra})
 
-    def _forget(self, names: set[str]) -> None:
-        """Delete blobs, but for those that anything still needs: another population may have the same bytes."""
-        needed = {name for r in self._populations.values() for name in (r.checkpoint, r.extra)}
-        needed |= {name for t in self._tasks.values() for r in t.values() for name in (r.plan, r.checkpoint)}
-        needed |= {name for kept in self._kept.values() for v in kept for name in (v.checkpoint, v.extra)}
-        for blob in names - needed - self.release_store.needed():
-            self._blobs.pop(blob, None)
+    def _needed(self) -> set[str]:
+        """Return the blobs that somebody may still ask for: another population may need the same bytes."""
+        states = {name for r in self._populations.values() for name in (r.checkpoint, r.extra)}
+        tasks = {name for t in self._tasks.values() for r in t.values() for name in (r.plan, r.checkpoint)}
+        return states | tasks | {name for kept in self._kept.values() for v in kept for name in (v.checkpoint, v.extra)}
 
     def _count(self, population: str, summary: RoundSummary) -> None:
         task, version = self._task(population, summary.task), self._known(population).round

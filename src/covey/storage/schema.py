@@ -1,7 +1,5 @@
 """The database's schema, version after version: an older directory is brought up to date when it is opened."""
 
-from covey.storage.sqlite_releases import RELEASES
-
 __all__ = ["SCHEMA_VERSION", "STEPS"]
 
 _ROUNDS = """
@@ -42,8 +40,24 @@ _TASKS = """
     ALTER TABLE population DROP COLUMN plan;
     ALTER TABLE population DROP COLUMN signature;
 """
+_RELEASES = """
+    CREATE TABLE release (
+        population TEXT NOT NULL REFERENCES population (name), version INTEGER NOT NULL CHECK (version > 0),
+        checkpoint TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (population, version)
+    ) STRICT;
+    CREATE TABLE candidate (
+        sequence INTEGER PRIMARY KEY AUTOINCREMENT, population TEXT NOT NULL REFERENCES population (name),
+        task TEXT NOT NULL, round INTEGER NOT NULL, checkpoint TEXT NOT NULL, status TEXT NOT NULL,
+        data BLOB NOT NULL, UNIQUE (population, task, round)
+    ) STRICT;
+    CREATE INDEX candidate_pending ON candidate (status) WHERE status = 'pending';
+    CREATE TRIGGER release_is_not_changed BEFORE UPDATE ON release
+        BEGIN SELECT RAISE (ABORT, 'a release is never changed'); END;
+    CREATE TRIGGER release_is_not_taken_back BEFORE DELETE ON release
+        BEGIN SELECT RAISE (ABORT, 'a release is never taken back'); END;
+"""
 
-STEPS = (_ROUNDS, _LEDGER, RELEASES, _TASKS)
+STEPS = (_ROUNDS, _LEDGER, _TASKS, _RELEASES)
 """What leads from each version to the next. A step that was released is never edited: add another."""
 
 SCHEMA_VERSION = len(STEPS)

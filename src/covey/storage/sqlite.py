@@ -42,7 +42,6 @@ class SqliteStorage:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             self._migrate()
-
         self.release_store = SqliteReleases(self._db, self._keep, _errors, self._transaction, self._forget)
 
     def put_blob(self, data: bytes) -> str:
@@ -224,22 +223,19 @@ class SqliteStorage:
     def _forget_old(self, population: str) -> None:
         """Delete checkpoints that nothing needs any more."""
         with _errors():
-            rows = self._db.execute(
-                f"SELECT checkpoint, extra {_KEPT} LIMIT 2 OFFSET ?", (population, self._keep)
-            ).fetchall()
-        self._forget({name for row in rows for name in row})
+            rows = self._db.execute(f"SELECT checkpoint, extra {_KEPT} LIMIT 2 OFFSET ?", (population, self._keep))
+            names = {name for row in rows for name in row}
+        self._forget(names)
 
     def _forget(self, names: set[str]) -> None:
-        """Delete blobs, but for those that anything still needs."""
+        """Delete blobs, but for those that anything still needs: another population may have the same bytes."""
         with _errors():
-            states = self._db.execute("SELECT checkpoint, extra, name FROM population").fetchall()
-            tasks = self._db.execute("SELECT plan, checkpoint FROM task").fetchall()
-            kept = [
-                self._db.execute(f"SELECT checkpoint, extra {_KEPT} LIMIT ?", (row[2], self._keep)).fetchall()
-                for row in states
-            ]
-        needed = {"", *self.release_store.needed()} | {name for row in states for name in row[:2]}
-        needed |= {name for rows in (tasks, *kept) for row in rows for name in row}
+            states = self._db.execute("SELECT name, checkpoint, extra FROM population").fetchall()
+            kept = [row[1:] for row in states]
+            kept += self._db.execute("SELECT plan, checkpoint FROM task").fetchall()
+            for name, *_ in states:
+                kept += self._db.execute(f"SELECT checkpoint, extra {_KEPT} LIMIT ?", (name, self._keep)).fetchall()
+        needed = {"", *self.release_store.needed()} | {name for row in kept for name in row}
         for name in names - needed:
             self._blobs.delete(name)
 

@@ -10,25 +10,7 @@ from covey.plans.release import Release, decode_release, encode_release
 from covey.types.errors import StorageError
 from covey.wire.messages import CandidateSummary
 
-__all__ = ["RELEASES", "SqliteReleases"]
-
-RELEASES = """
-    CREATE TABLE release (
-        population TEXT NOT NULL REFERENCES population (name), version INTEGER NOT NULL CHECK (version > 0),
-        checkpoint TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY (population, version)
-    ) STRICT;
-    CREATE TABLE candidate (
-        sequence INTEGER PRIMARY KEY AUTOINCREMENT, population TEXT NOT NULL REFERENCES population (name),
-        task TEXT NOT NULL, round INTEGER NOT NULL, checkpoint TEXT NOT NULL, status TEXT NOT NULL,
-        data BLOB NOT NULL, UNIQUE (population, task, round)
-    ) STRICT;
-    CREATE INDEX candidate_pending ON candidate (status) WHERE status = 'pending';
-    CREATE TRIGGER release_is_not_changed BEFORE UPDATE ON release
-        BEGIN SELECT RAISE (ABORT, 'a release is never changed'); END;
-    CREATE TRIGGER release_is_not_taken_back BEFORE DELETE ON release
-        BEGIN SELECT RAISE (ABORT, 'a release is never taken back'); END;
-"""
-"""What the schema gains for releases."""
+__all__ = ["SqliteReleases"]
 
 Guard = Callable[[], contextlib.AbstractContextManager[None]]
 
@@ -47,7 +29,7 @@ class SqliteReleases:
         """Use the storage's open database.
 
         Args:
-            db: with the tables of :data:`RELEASES`.
+            db: with the tables of :mod:`covey.storage.schema`.
             keep: of how many of the newest releases the checkpoints stay.
             errors: turns the database's errors into Covey's.
             transaction: all of what is done inside, or nothing.

@@ -17,7 +17,9 @@
     │   ├── PlanSignatureError plan_signature        not signed by the pinned owner
     │   ├── PlanOpError        plan_op               a graph with an op, domain or feature outside the list
     │   ├── PlanSchemaError    plan_schema           written for a newer Covey
-    │   └── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
+    │   ├── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
+    │   ├── ParticipationError participation         the plan's privacy terms do not let this device take part again yet
+    │   └── OverBudgetError    over_budget           it took more memory than the budget that it names
     ├── DataError              data_invalid
     │   ├── DatasetMissingError dataset_missing
     │   ├── ExampleError       example_invalid       wrong shape, dtype or value
@@ -64,6 +66,7 @@
     │   ├── StoreCorruptError  store_corrupt         an example store whose file is damaged
     │   └── StoreSealedError   store_sealed          an encrypted example store without its key, or a plain one
     ├── PortInUseError         port_in_use
+    ├── UnhealthyError         unhealthy             the storage does not answer, or no clock runs
     ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
         ├── ClipMissingError   privacy_no_clip       noise without a clip
@@ -100,7 +103,9 @@ __all__ = [
     "MissingExtraError",
     "NoiseError",
     "NotFoundError",
+    "OverBudgetError",
     "ParityError",
+    "ParticipationError",
     "PlanBuildError",
     "PlanError",
     "PlanFormatError",
@@ -139,6 +144,7 @@ __all__ = [
     "TrainingError",
     "TransportError",
     "UnauthorizedError",
+    "UnhealthyError",
     "UnsupportedPrimitiveError",
     "UpdateError",
     "UpdateFormatError",
@@ -280,6 +286,18 @@ class PlanRefusedError(PlanError):
     """A valid plan outside what this device's owner accepted."""
 
     code = "plan_refused"
+
+
+class ParticipationError(PlanError):
+    """The plan's privacy terms do not let this device take part again so soon, or at all."""
+
+    code = "participation"
+
+
+class OverBudgetError(PlanError):
+    """A plan that took more of the device than the budget which it names; it was ended."""
+
+    code = "over_budget"
 
 
 class DataError(CoveyError):
@@ -583,6 +601,13 @@ class PortInUseError(CoveyError):
     """A port on which something else listens."""
 
     code = "port_in_use"
+
+
+class UnhealthyError(CoveyError):
+    """A server that cannot do its work: its storage does not answer, or the clock of its rounds stands still."""
+
+    code = "unhealthy"
+    http_status = 503
 
 
 class ReleaseRefusedError(CoveyError):

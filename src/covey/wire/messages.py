@@ -345,7 +345,7 @@ class PopulationStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
     """The public state of a population: where its newest checkpoint is, and the rounds after the one asked for.
 
     ``release`` is the version of the newest release, 0 before the first; ``releasing`` says ``on``, or why nothing is
-    released; ``candidates`` are the last few.
+    released.
     """
 
     population: str
@@ -360,7 +360,6 @@ class PopulationStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
     rounds: tuple[RoundSummary, ...] = ()
     release: int = 0
     releasing: str = ""
-    candidates: tuple[CandidateSummary, ...] = ()
 
 
 M = TypeVar("M", bound=_Message)

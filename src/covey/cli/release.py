@@ -1,0 +1,184 @@
+"""``covey release``: what a population has released, a release as a file, and the owner's word for the release key."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+import msgspec
+
+from covey.cli.options import file_path, read_file
+from covey.cli.output import bytes_text, print_table, write_file, write_json
+
+if TYPE_CHECKING:
+    from covey.device.transport import HttpTransport
+    from covey.plans.release import Release
+    from covey.wire.messages import BlobRef
+
+__all__ = ["command"]
+
+T = TypeVar("T")
+
+_MAX_HISTORY_BYTES = 64 << 20
+
+_server = click.option("--server", required=True, metavar="URL", help="The server's address, https://host:port.")
+_ca = click.option("--ca", type=file_path, metavar="FILE", help="The authority to trust; the system's unless told.")
+_population = click.option("--population", required=True, metavar="P", help="Whose releases.")
+
+
+@click.group("release")
+def command() -> None:
+    """List and export releases, and delegate their signing; docs/releases.md explains them."""
+
+
+@command.command("list")
+@_server
+@_population
+@_ca
+@click.option("--json", "json_file", metavar="FILE", help="Write all as one JSON object; - is stdout.")
+def list_(server: str, population: str, ca: Path | None, json_file: str | None) -> None:
+    """Show every release, and every candidate with what became of it and why."""
+    from covey.server.releases import ReleaseHistory
+
+    found = _get(_transport(server, ca), f"/v1/populations/{population}/releases", ReleaseHistory)
+    if json_file:
+        write_json(found, json_file)
+    if json_file == "-":
+        return
+    if not found.releases and not found.candidates:
+        click.echo(f"population {population!r} has released nothing, and no checkpoint has stood for release yet")
+    if found.releases:
+        rows = [(str(r.version), r.checkpoint[:12], bytes_text(r.num_bytes), _time(r.created_at), _from(r))
+                for r in found.releases]  # fmt: skip
+        print_table([("version", "checkpoint", "size", "released", ""), *rows], right=(0, 2))
+    if found.candidates:
+        click.echo("candidates:")
+        lines = [
+            (
+                str(c.round), c.checkpoint[:12], str(c.cohort), c.status, c.reason or "-",
+                f"{c.difference:+.4g}, limit {c.limit:+.4g} over {c.compared}" if c.compared else "-",
+            )
+            for c in found.candidates
+        ]  # fmt: skip
+        print_table([("round", "checkpoint", "devices", "status", "reason", "worse by"), *lines], right=(0, 2))
+
+
+@command.command()
+@_server
+@_population
+@_ca
+@click.option("--owner-key", type=file_path, required=True, metavar="FILE", help="The owner's public key.")
+@click.option("--version", type=int, metavar="N", help="Which release; the newest unless told.")
+@click.option("--format", "kind", type=click.Choice(["safetensors", "onnx"]), default="safetensors", show_default=True)
+@click.option("-o", "--out", required=True, type=file_path, metavar="FILE", help="Where the model goes.")
+def export(
+    server: str, population: str, ca: Path | None, owner_key: Path, version: int | None, kind: str, out: Path
+) -> None:
+    """Fetch a release, verify it as a device does, and write its model as a file.
+
+    An onnx file is the plan's own predict graph with the parameters in it.
+    """
+    import time
+
+    from covey.plans.export import onnx_bytes, safetensors_bytes
+    from covey.plans.lint import lint_plan
+    from covey.plans.plan import MAX_PLAN_BYTES, unpack_plan
+    from covey.plans.release import verify_release
+    from covey.plans.signing import load_public_key
+    from covey.server.releases import ReleaseHistory
+    from covey.types.errors import BlobHashError, NotFoundError
+    from covey.types.tensors import sha256_hex, unpack_tensors
+    from covey.wire.messages import BlobRef
+
+    key = load_public_key(read_file(owner_key, "--owner-key"), f"--owner-key {owner_key}")
+    transport = _transport(server, ca)
+    releases = _get(transport, f"/v1/populations/{population}/releases", ReleaseHistory).releases
+    wanted = [r for r in releases if version in (None, r.version)]
+    if not wanted:
+        raise NotFoundError("release", expected=f"version {version}" if version else "one", got="none", hint=_LIST)
+    release = wanted[-1]
+    verify_release(key, release, population=population, now_s=time.time(), newest_seen=0)
+    reference = BlobRef(sha256=release.plan, num_bytes=MAX_PLAN_BYTES, path=f"/v1/plans/{release.plan}")
+    plan = unpack_plan(_read(transport, reference), expected_hash=release.plan)
+    lint_plan(plan)
+    reference = BlobRef(
+        sha256=release.checkpoint, num_bytes=release.num_bytes, path=f"/v1/checkpoints/{release.checkpoint}"
+    )
+    data = _read(transport, reference)
+    if sha256_hex(data) != release.checkpoint:
+        raise BlobHashError("checkpoint", expected="the bytes that the release names", got="others")
+    params = unpack_tensors(plan.manifest.params, data)
+    notes = {
+        "covey.population": population, "covey.version": str(release.version), "covey.plan": release.plan,
+        "covey.checkpoint": release.checkpoint, "covey.task": plan.manifest.task,
+    }  # fmt: skip
+    made = onnx_bytes(plan, params, notes) if kind == "onnx" else safetensors_bytes(params, notes)
+    write_file(out, made)
+    click.echo(f"{out}: {bytes_text(len(made))}, version {release.version} of population {population!r}, verified")
+
+
+@command.command()
+@click.argument("delegation", type=file_path)
+@click.option("--sign-with", type=file_path, required=True, metavar="KEY", help="The owner's private key.")
+@click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="How long it holds from now.")
+def delegate(delegation: Path, sign_with: Path, days: int) -> None:
+    """Renew a DELEGATION file: the same population and release key, until a later day. The owner does this."""
+    import time
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from covey.plans.release import decode_delegation
+    from covey.plans.release import delegate as sign_delegation
+    from covey.plans.signing import load_private_key
+    from covey.types.errors import ReleaseRefusedError
+
+    owner = load_private_key(read_file(sign_with, "--sign-with"), f"--sign-with {sign_with}")
+    old = decode_delegation(read_file(delegation, "delegation"))
+    try:
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(old.release_key))
+    except ValueError as e:
+        raise ReleaseRefusedError("delegation: release_key", expected="an Ed25519 key", got="something else") from e
+    made = sign_delegation(owner, old.population, key, int(time.time()) + days * 86_400)
+    write_file(delegation, msgspec.json.format(msgspec.json.encode(made)) + b"\n")
+    click.echo(f"{delegation}: population {old.population!r}, until {_time(made.expires_at)}")
+
+
+_LIST = "`covey release list` shows what there is"
+
+
+def _transport(server: str, ca: Path | None) -> "HttpTransport":
+    from covey.device.transport import HttpTransport
+
+    return HttpTransport(server, ca)
+
+
+def _get(transport: "HttpTransport", path: str, kind: type[T]) -> T:
+    from covey.types.errors import WireError
+    from covey.wire.messages import BlobRef
+
+    data = _read(transport, BlobRef(sha256="", num_bytes=_MAX_HISTORY_BYTES, path=path))
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as e:
+        raise WireError("releases", expected="an answer of this protocol", got=str(e)[:200]) from e
+
+
+def _read(transport: "HttpTransport", reference: "BlobRef") -> bytes:
+    """Read a body of at most the size that was told: a server cannot fill the memory."""
+    from covey.types.errors import TooLargeError
+
+    data = bytearray()
+    for chunk in transport.fetch(reference, ""):
+        data += chunk
+        if len(data) > reference.num_bytes:
+            raise TooLargeError("answer", expected=f"at most {reference.num_bytes} bytes", got="more")
+    return bytes(data)
+
+
+def _time(seconds: int) -> str:
+    import datetime
+
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _from(release: "Release") -> str:
+    return f"version {release.rollback_of} again" if release.rollback_of else ""

@@ -1,0 +1,106 @@
+"""Prometheus metrics of one server: sums over devices and rounds, never a label of a device, a session or a person.
+
+They are served by a port of their own, on the loopback address, because they tell an outsider how many devices there
+are and when: whatever collects them runs beside the server, or reaches it by a tunnel.
+"""
+
+import errno
+import threading
+from collections.abc import Callable
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from covey.types.errors import PortInUseError, UsageError, all_errors
+from covey.wire.messages import CandidateSummary, RoundSummary
+
+__all__ = ["Metrics", "serve_metrics"]
+
+_SECONDS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1200, 3600)
+_OTHER = "other"
+_ROUND_WORDS = ("", "too_few_devices", "too_few_reports", "too_many_lost", "paused", "cancelled", "rolled_back")
+
+
+class Metrics:
+    """The counters of one server. Safe to read from another thread."""
+
+    def __init__(self) -> None:
+        """Begin at zero, in a registry of its own."""
+        self.registry = CollectorRegistry()
+        self._rounds = self._counter("covey_rounds", "Rounds that ended.", "kind", "status", "reason")
+        self._check_ins = self._counter("covey_check_ins", "Check-ins by their answer.", "answer")
+        self._reports = self._counter("covey_reports", "Updates by outcome: counted, or the error's code.", "outcome")
+        self._devices = self._counter("covey_devices", "Devices of ended rounds: reported or lost.", "outcome")
+        self._bytes = self._counter("covey_bytes", "Payload bytes of ended rounds.", "direction")
+        self._candidates = self._counter("covey_candidates", "Candidates for release by verdict.", "status", "reason")
+        self._failures = self._counter("covey_errors", "Requests that were answered with an error.", "code")
+        self._seconds = Histogram(
+            "covey_round_seconds", "How long committed rounds took.", ["kind"], buckets=_SECONDS, registry=self.registry
+        )
+        self._waiting = Gauge("covey_waiting_devices", "Devices that wait to be selected.", registry=self.registry)
+        self._round = Gauge("covey_round", "The newest version of the model.", registry=self.registry)
+        self._release = Gauge("covey_release_version", "The newest release; 0: none.", registry=self.registry)
+
+    def watch(self, waiting: Callable[[], int], round_number: Callable[[], int], release: Callable[[], int]) -> None:
+        """Read three figures when they are asked for."""
+        self._waiting.set_function(waiting)
+        self._round.set_function(round_number)
+        self._release.set_function(release)
+
+    def round_ended(self, row: RoundSummary) -> None:
+        """Count a round."""
+        self._rounds.labels(row.kind, row.status, _known(row.reason, *_ROUND_WORDS)).inc()
+        self._devices.labels("reported").inc(row.reported)
+        self._devices.labels("lost").inc(max(0, row.lost))
+        self._bytes.labels("down").inc(row.bytes_down)
+        self._bytes.labels("up").inc(row.bytes_up)
+        if row.status == "committed":
+            self._seconds.labels(row.kind).observe(row.seconds)
+
+    def check_in(self, answer: str) -> None:
+        """Count a check-in: ``assigned`` or ``come_back``."""
+        self._check_ins.labels(answer).inc()
+
+    def report(self, outcome: str) -> None:
+        """Count an update: ``counted``, or the code of the error that refused it."""
+        self._reports.labels(_known(outcome, "counted")).inc()
+
+    def decided(self, candidate: CandidateSummary) -> None:
+        """Count a verdict."""
+        self._candidates.labels(candidate.status, candidate.reason).inc()
+
+    def failed(self, code: str) -> None:
+        """Count a request that was answered with an error."""
+        self._failures.labels(_known(code)).inc()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+
+def _known(word: str, *others: str) -> str:
+    """Return a label out of a fixed set, whatever comes: labels live for ever."""
+    return word if word in all_errors() or word in others else _OTHER
+
+
+def serve_metrics(metrics: Metrics, port: int) -> Callable[[], None]:
+    """Serve ``/metrics`` on a port of the loopback address, in a thread of its own; return what ends it.
+
+    Raises:
+        PortInUseError: something else listens there.
+        UsageError: a port that cannot be had.
+    """
+    try:
+        started: tuple[WSGIServer, threading.Thread] = start_http_server(port, "127.0.0.1", metrics.registry)
+    except OSError as e:
+        where = f"metrics_port {port}"
+        if e.errno == errno.EADDRINUSE:
+            raise PortInUseError(where, expected="a free port", got="one in use", hint="choose another one") from e
+        raise UsageError(where, expected="a port of this machine", got=e.strerror or "an error") from e
+    server, thread = started
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return stop
