@@ -59,11 +59,11 @@ class FakeServer:
         self.num_sessions += 1
         return world.assignment(**{"session": f"s{self.num_sessions}", "round": self.num_sessions, **self.assigned})
 
-    def fetch(self, ref, credential) -> Iterator[bytes]:
+    def fetch(self, ref, credential, start=0) -> Iterator[bytes]:
         self._called("fetch", credential)
         if ref.sha256 not in self.blobs:
             raise NotFoundError("blob", expected="a known one", got="another")
-        data = self.blobs[ref.sha256]
+        data = self.blobs[ref.sha256][start:]
         for start in range(0, len(data), 1000):
             yield data[start : start + 1000]
 

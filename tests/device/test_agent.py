@@ -93,18 +93,20 @@ def test_credential_plan_and_checkpoint_are_fetched_once(home, server):
     assert server.calls == ["check_in", "report"]
 
 
-def test_old_checkpoints_are_deleted(home, server):
-    Run(home, server).once()
-    names = {p.name for p in (home.path / "blobs").iterdir()}
-    assert names == {world.assignment().plan.sha256, world.assignment().checkpoint.sha256}
-    other = np.ones(8, np.float32).tobytes()
-    server.blobs[world.ref(other, "c").sha256] = other
-    server.assigned = {"checkpoint": world.ref(other, "checkpoints")}
-    Run(home, server).once()
-    assert {p.name for p in (home.path / "blobs").iterdir()} == {
-        world.assignment().plan.sha256,
-        world.ref(other, "c").sha256,
-    }
+def test_old_checkpoints_are_deleted(tmp_path, server):
+    with DeviceHome(tmp_path / "small", max_cache_bytes=len(world.plan_bytes())) as home:
+        home.examples.add_many("points", world.points(13), world.SCHEMA)
+        Run(home, server).once()
+        names = {p.name for p in (home.path / "blobs").iterdir()}
+        assert names == {world.assignment().plan.sha256, world.assignment().checkpoint.sha256}
+        other = np.ones(8, np.float32).tobytes()
+        server.blobs[world.ref(other, "c").sha256] = other
+        server.assigned = {"checkpoint": world.ref(other, "checkpoints")}
+        Run(home, server).once()
+        assert {p.name for p in (home.path / "blobs").iterdir()} == {
+            world.assignment().plan.sha256,
+            world.ref(other, "c").sha256,
+        }
 
 
 def test_an_expired_credential_is_renewed(home, server):
@@ -225,10 +227,10 @@ def test_a_checkpoint_that_was_changed_on_the_way_is_not_kept(home, server):
 
 
 def test_a_full_disk_gives_up_the_session_and_keeps_the_examples(home, server, monkeypatch):
-    def full(ref, chunks):
+    def full(ref, fetch):
         raise error(StorageFullError)
 
-    monkeypatch.setattr(home, "save_blob", full)
+    monkeypatch.setattr(home.blobs, "download", full)
     with pytest.raises(StorageFullError):
         Run(home, server).once()
     assert server.abandoned == [("s1", "storage_full")]

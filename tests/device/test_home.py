@@ -9,7 +9,7 @@ import pytest
 
 from covey.device import files
 from covey.device.home import Credential, DeviceHome
-from covey.types.errors import BlobHashError, StorageError, StorageFullError, UsageError
+from covey.types.errors import BlobHashError, StorageError, StorageFullError, TransportError, UsageError
 from covey.wire.messages import BlobRef
 
 from . import world
@@ -33,9 +33,9 @@ def blobs(home):
 
 
 def test_a_blob_is_kept_by_its_hash(home):
-    assert home.blob(REF) is None
-    assert home.save_blob(REF, parts()) == DATA
-    assert home.blob(REF) == DATA
+    assert home.blobs.get(REF) is None
+    assert home.blobs.download(REF, lambda start: parts()) == DATA
+    assert home.blobs.get(REF) == DATA
     assert blobs(home) == [REF.sha256]
 
 
@@ -44,8 +44,8 @@ def test_a_blob_is_kept_by_its_hash(home):
 )
 def test_a_wrong_download_is_refused_and_nothing_is_kept(home, data):
     with pytest.raises(BlobHashError, match="download: expected 10240 bytes"):
-        home.save_blob(REF, parts(data))
-    assert blobs(home) == [] and home.blob(REF) is None
+        home.blobs.download(REF, lambda start: parts(data))
+    assert blobs(home) == [] and home.blobs.get(REF) is None
 
 
 def test_a_download_is_cut_off_where_it_grows_too_long(home):
@@ -57,31 +57,73 @@ def test_a_download_is_cut_off_where_it_grows_too_long(home):
             yield bytes(1000)
 
     with pytest.raises(BlobHashError, match="got more"):
-        home.save_blob(REF, endless())
+        home.blobs.download(REF, lambda start: endless())
     assert len(sent) == 11
 
 
 def test_a_blob_that_rotted_on_the_disk_is_deleted(home):
-    home.save_blob(REF, parts())
+    home.blobs.download(REF, lambda start: parts())
     (home.path / "blobs" / REF.sha256).write_bytes(DATA[:-1] + b"x")
-    assert home.blob(REF) is None
+    assert home.blobs.get(REF) is None
     assert blobs(home) == []
 
 
 @pytest.mark.parametrize("name", ["", "..", "../" + "a" * 61, "A" * 64, "/etc/passwd"])
 def test_a_name_that_is_no_hash_cannot_leave_the_directory(home, name):
     ref = BlobRef(sha256=name, num_bytes=1, path="/")
-    for call in (lambda: home.blob(ref), lambda: home.save_blob(ref, [b"x"])):
+    for call in (lambda: home.blobs.get(ref), lambda: home.blobs.download(ref, lambda start: parts(b"x"))):
         with pytest.raises(BlobHashError, match="a SHA-256 in lower-case hex"):
             call()
 
 
-def test_old_blobs_go(home):
-    home.save_blob(REF, parts())
-    other = world.ref(b"other", "plans")
-    home.save_blob(other, [b"other"])
-    home.keep_only({other.sha256})
-    assert blobs(home) == [other.sha256]
+def test_a_download_goes_on_where_it_was_cut(home):
+    starts = []
+
+    def cut(start):
+        starts.append(start)
+        yield from parts(DATA[start : start + 3000])
+        raise TransportError("server", expected="an answer", got="ReadError")
+
+    for _ in range(3):
+        with pytest.raises(TransportError):
+            home.blobs.download(REF, cut)
+    home.close()
+    with DeviceHome(home.path) as again:
+        assert again.blobs.get(REF) is None
+        assert again.blobs.download(REF, lambda start: (starts.append(start), parts(DATA[start:]))[1]) == DATA
+    assert starts == [0, 3000, 6000, 9000]
+    assert blobs(home) == [REF.sha256]
+
+
+def test_what_was_kept_of_a_download_may_have_been_wrong(home):
+    (home.path / "blobs" / f".part-{REF.sha256}").write_bytes(b"x" * 100)
+    starts = []
+    assert home.blobs.download(REF, lambda start: (starts.append(start), parts(DATA[start:]))[1]) == DATA
+    assert starts == [100, 0]
+    (home.path / "blobs" / REF.sha256).unlink()
+    (home.path / "blobs" / f".part-{REF.sha256}").write_bytes(DATA + b"longer")
+    assert home.blobs.download(REF, lambda start: parts(DATA[start:])) == DATA
+
+
+def test_the_cache_forgets_what_was_used_longest_ago(tmp_path):
+    with DeviceHome(tmp_path / "h", max_cache_bytes=25) as home:
+        refs = []
+        for i, name in enumerate("abcd"):
+            data = name.encode() * 10
+            refs.append(world.ref(data, "plans"))
+            home.blobs.download(refs[-1], lambda start, data=data: parts(data))
+            os.utime(tmp_path / "h" / "blobs" / refs[-1].sha256, ns=(i, i))
+        home.blobs.get(refs[0])  # used again
+        home.blobs.trim({refs[1].sha256})
+        assert [home.blobs.get(r) is not None for r in refs] == [True, True, False, False]
+
+
+def test_credentials_are_kept_for_each_population(home):
+    other = Credential(server="s", population="q", bearer="c", renew_at_s=2.0)
+    home.save_credential(CREDENTIAL)
+    home.save_credential(other)
+    home.forget_credential("s", "p")
+    assert home.credential("s", "p") is None and home.credential("s", "q") == other
 
 
 def test_a_full_disk_says_so_and_keeps_nothing_by_halves(home, monkeypatch):
@@ -92,7 +134,7 @@ def test_a_full_disk_says_so_and_keeps_nothing_by_halves(home, monkeypatch):
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(StorageFullError, match="blob cache: expected room on the disk, got No space left"):
-        home.save_blob(REF, parts())
+        home.blobs.download(REF, lambda start: parts())
     with pytest.raises(StorageFullError, match="credential"):
         home.save_credential(Credential(server="s", population="p", bearer="other", renew_at_s=2.0))
     monkeypatch.undo()
@@ -113,7 +155,8 @@ home = DeviceHome(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 data = bytes(300_000)
 try:
-    home.save_blob(BlobRef(sha256=sha256_hex(data), num_bytes=len(data), path="/"), [data])
+    ref = BlobRef(sha256=sha256_hex(data), num_bytes=len(data), path="/")
+    home.blobs.download(ref, lambda start: (c for c in [data]))
 except StorageFullError:
     assert list((home.path / "blobs").iterdir()) == []
     home.close()
@@ -136,14 +179,14 @@ def test_a_credential_is_for_one_server_and_population_and_its_owners_eyes(home)
     home.save_credential(CREDENTIAL)
     assert home.credential("s", "p") == CREDENTIAL
     assert home.credential("s", "q") is None and home.credential("t", "p") is None
-    assert (home.path / "credential.json").stat().st_mode & 0o777 == 0o600
+    assert (home.path / "credentials.json").stat().st_mode & 0o777 == 0o600
     assert home.path.stat().st_mode & 0o777 == 0o700
-    home.forget_credential()
+    home.forget_credential("s", "p")
     assert home.credential("s", "p") is None
 
 
 def test_a_broken_credential_is_no_credential(home):
-    (home.path / "credential.json").write_bytes(b"{")
+    (home.path / "credentials.json").write_bytes(b"{")
     assert home.credential("s", "p") is None
 
 

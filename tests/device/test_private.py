@@ -170,9 +170,9 @@ def test_why_training_failed_is_not_told_without_noise(spec, told):
 def test_the_agent_draws_its_noise_from_the_operating_system():
     from pathlib import Path
 
-    import covey.device.agent
+    import covey.device.driver
 
-    text = Path(covey.device.agent.__file__).read_text()
+    text = Path(covey.device.driver.__file__).read_text()
     assert "AesCtr(os.urandom(32), private=True)" in text and "private=False" not in text
 
 

@@ -129,8 +129,40 @@ def test_every_error_of_the_server_comes_back_as_itself(code):
 def test_a_page_of_a_proxy_is_no_answer():
     with pytest.raises(WireError, match="HTTP 502"):
         transport(lambda r: response(502, b"<html>")).check_in(CHECK_IN, "c")
-    with pytest.raises(WireError, match="HTTP 302"):
-        transport(lambda r: response(302, b"", location="https://elsewhere")).check_in(CHECK_IN, "c")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("to", ["https://elsewhere/x", "http://server:8443/v1/checkin", "/v1/enroll"])
+def test_no_redirect_is_followed_and_least_of_all_to_plain_http(status, to):
+    seen = []
+    t = transport(lambda r: response(status, b"", location=to), seen)
+    calls = (
+        lambda: t.check_in(CHECK_IN, "c"),
+        lambda: t.report("s", b"update", "c"),
+        lambda: list(t.fetch(REF, "c")),
+        lambda: t.enroll(Enroll(population="p")),
+    )
+    for call in calls:
+        with pytest.raises(WireError, match=f"HTTP {status}, a redirect") as caught:
+            call()
+        assert "elsewhere" not in str(caught.value) + caught.value.hint
+    assert len(seen) == len(calls) and all(r.url.host == "server" and r.url.scheme == "https" for r in seen)
+
+
+def test_a_download_is_asked_for_from_where_it_was_cut():
+    data, seen = bytes(range(256)) * 1000, []
+    ref = world.ref(data, "checkpoints")
+
+    def ranged(request):
+        start = int(request.headers["range"].removeprefix("bytes=").removesuffix("-"))
+        assert request.headers["if-range"] == f'"{ref.sha256}"'
+        return response(206, data[start:])
+
+    assert b"".join(transport(ranged, seen).fetch(ref, "c", 70_001)) == data[70_001:]
+    # A server, or a proxy, that knows no ranges sends all of it.
+    assert b"".join(transport(lambda r: response(200, data)).fetch(ref, "c", 70_001)) == data[70_001:]
+    assert b"".join(transport(lambda r: response(200, data), seen).fetch(ref, "c")) == data
+    assert "range" not in seen[-1].headers
 
 
 def test_an_answer_without_end_is_cut_off():

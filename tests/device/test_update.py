@@ -6,6 +6,7 @@ import pytest
 
 from covey.compression.codec import codec_named, segment_seed
 from covey.device.agent import DeviceAgent
+from covey.device.driver import Driver
 from covey.device.trainer import LocalResult
 from covey.device.update import encoded_update, trained_masks
 from covey.types.errors import UpdateNotFiniteError
@@ -69,4 +70,4 @@ def test_an_agent_cannot_be_given_randomness():
     """Outside a simulation the seed of a session is the operating system's: there is no way to pass another."""
     names = set(inspect.signature(DeviceAgent.__init__).parameters)
     assert not {n for n in names if "seed" in n or "random" in n or "rng" in n}, names
-    assert "os.urandom(32)" in inspect.getsource(DeviceAgent)
+    assert "os.urandom(32)" in inspect.getsource(Driver)

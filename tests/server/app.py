@@ -59,7 +59,8 @@ async def serving(
         storage, _ = parts.storage_with_population()
     base = {"goal": 2, "over_selection": 1.0, "min_fraction": 1.0, "patience_s": 0.0}
     config = ServerConfig(population=P, round=RoundConfig(**{**base, **(rounds or {})}), **fields)
-    parts.set_rounds(storage, RoundSettings(**msgspec.structs.asdict(config.round)))
+    if storage.tasks(P):
+        parts.set_rounds(storage, RoundSettings(**msgspec.structs.asdict(config.round)))
     credentials = Credentials(bytes(32), lifetime_s=lifetime_s)
     service = Service(storage, config, credentials, on_round=on_round, directory=directory)
     app = create_app(service)

@@ -67,6 +67,31 @@ def test_a_whole_round():
     run(scenario, on_round=rows.append)
 
 
+def test_the_rest_of_a_download():
+    async def scenario(s):
+        ref = (await s.status()).checkpoint
+        whole = await s.client.get(ref.path)
+        etag = whole.headers["etag"]
+        assert etag == f'"{ref.sha256}"' and whole.headers["accept-ranges"] == "bytes"
+        for headers in ({"range": "bytes=5-"}, {"range": "bytes=5-", "if-range": etag}):
+            rest = await s.client.get(ref.path, headers=headers)
+            assert rest.status_code == 206 and rest.content == whole.content[5:]
+            assert rest.headers["content-range"] == f"bytes 5-{ref.num_bytes - 1}/{ref.num_bytes}"
+        for headers in (
+            {"range": "bytes=0-"},
+            {"range": "bytes=5-", "if-range": '"another"'},
+            {"range": "bytes=5-9"},
+            {"range": "bytes=-5"},
+            {"range": "lines=1-"},
+        ):
+            got = await s.client.get(ref.path, headers=headers)
+            assert got.status_code == 200 and got.content == whole.content
+        beyond = await s.client.get(ref.path, headers={"range": f"bytes={ref.num_bytes}-"})
+        assert beyond.status_code == 416 and beyond.headers["content-range"] == f"bytes */{ref.num_bytes}"
+
+    run(scenario)
+
+
 @pytest.mark.parametrize("num_shards", [1, 3])
 def test_rounds_go_on_and_the_number_of_shards_changes_no_bit(num_shards):
     names = []

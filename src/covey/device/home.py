@@ -3,26 +3,32 @@
 ::
 
     HOME/lock             held while the directory is in use; the operating system frees it, also after a kill -9
-    HOME/credential.json  the bearer credential (mode 0600)
+    HOME/credentials.json  the bearer credentials (mode 0600)
     HOME/examples.db      see covey.device.examples
-    HOME/blobs/<sha256>   plans and checkpoints, by content; written whole or not at all
+    HOME/blobs/           plans and checkpoints, by content: see covey.device.blobs
+    HOME/populations.json, schedule.json   see covey.device.populations and covey.device.scheduler
+    HOME/ledger.jsonl, choices.json        see covey.device.ledger and covey.device.choices
 """
 
-import hashlib
+import os
 import sqlite3
-from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
+from covey.device.blobs import MAX_CACHE_BYTES, BlobCache
 from covey.device.examples import ExampleStore
 from covey.device.files import storage_errors, written_whole
-from covey.types.errors import BlobHashError, StorageError, UsageError
-from covey.types.tensors import sha256_hex
-from covey.wire.messages import BlobRef
+from covey.types.errors import StorageError, UsageError
 
 __all__ = ["Credential", "DeviceHome"]
+
+
+_CREDENTIALS = "credentials.json"
+_HOLDER = "agent.pid"
+"""Who holds the lock, for people to read; the lock itself is what counts."""
 
 
 class Credential(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,101 +43,66 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
 class DeviceHome:
     """An open state directory. Use as a context manager, or close it."""
 
-    def __init__(self, path: Path, *, max_example_bytes: int | None = None) -> None:
+    def __init__(
+        self, path: Path, *, max_example_bytes: int | None = None, max_cache_bytes: int = MAX_CACHE_BYTES
+    ) -> None:
         """Open the directory, or make it.
 
         Args:
             path: the directory.
             max_example_bytes: how large the example store may grow.
+            max_cache_bytes: how much of plans and checkpoints is kept besides those in use.
 
         Raises:
             UsageError: another process uses it.
             StorageError: it cannot be read and written.
         """
         self.path = path
-        self._blobs = path / "blobs"
+        folder = path / "blobs"
         with storage_errors(f"state directory {path}"):
-            self._blobs.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             path.chmod(0o700)
         self._lock = _locked(path / "lock")
+        self.blobs = BlobCache(folder, max_bytes=max_cache_bytes)
         try:
+            with storage_errors(f"state directory {path}"):
+                (path / _HOLDER).write_text(f"{os.getpid()}\n")
             self.examples = ExampleStore.of_home(path, max_bytes=max_example_bytes)
             with storage_errors(f"state directory {path}"):
-                for leftover in (*path.glob(".partial-*"), *self._blobs.glob(".partial-*")):
+                for leftover in (*path.glob(".partial-*"), *folder.glob(".partial-*")):
                     leftover.unlink()  # of a process that was killed while it wrote
         except BaseException:
             self._lock.close()
             raise
 
     def credential(self, server: str, population: str) -> Credential | None:
-        """Return the stored credential if it is one for this server and population."""
-        try:
-            stored = msgspec.json.decode((self.path / "credential.json").read_bytes(), type=Credential)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            return None  # a device that has none, or a broken one, enrolls
-        return stored if (stored.server, stored.population) == (server, population) else None
+        """Return the stored credential for this server and population, if there is one."""
+        return self._credentials().get((server, population))
 
     def save_credential(self, credential: Credential) -> None:
-        """Store a credential in place of the former one.
+        """Store a credential in place of the former one for its server and population.
 
         Raises:
-            StorageFullError, StorageError: it could not be written; the former one is still there.
+            StorageFullError, StorageError: it could not be written; the former ones are still there.
         """
-        with storage_errors("credential"), written_whole(self.path / "credential.json") as file:
-            file.write(msgspec.json.encode(credential))
+        self._write_credentials({**self._credentials(), (credential.server, credential.population): credential})
 
-    def forget_credential(self) -> None:
-        """Delete the credential."""
-        with storage_errors("credential"):
-            (self.path / "credential.json").unlink(missing_ok=True)
+    def forget_credential(self, server: str, population: str) -> None:
+        """Delete the credential for this server and population."""
+        kept = self._credentials()
+        if kept.pop((server, population), None) is not None:
+            self._write_credentials(kept)
 
-    def blob(self, ref: BlobRef) -> bytes | None:
-        """Return a blob that is already here, or None. One that is not what its name says is deleted."""
-        path = self._blobs / _checked_name(ref)
+    def _credentials(self) -> dict[tuple[str, str], Credential]:
         try:
-            if path.stat().st_size == ref.num_bytes:
-                data = path.read_bytes()
-                if sha256_hex(data) == ref.sha256:
-                    return data
-            path.unlink()
-        except FileNotFoundError:
-            pass
-        except OSError as e:
-            raise StorageError("blob cache", expected="a readable file", got=e.strerror or "an error") from e
-        return None
+            stored = msgspec.json.decode((self.path / _CREDENTIALS).read_bytes(), type=list[Credential])
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return {}  # a device that has none, or broken ones, enrolls
+        return {(c.server, c.population): c for c in stored}
 
-    def save_blob(self, ref: BlobRef, chunks: Iterable[bytes]) -> bytes:
-        """Write a blob as it arrives, verify it, and return it.
-
-        Raises:
-            BlobHashError: more or fewer bytes than ``ref`` says, or others; nothing is kept.
-            StorageFullError, StorageError: it could not be written; nothing is kept.
-        """
-        path = self._blobs / _checked_name(ref)
-        digest, size = hashlib.sha256(), 0
-        with storage_errors("blob cache"), written_whole(path) as file:
-            for chunk in chunks:
-                size += len(chunk)
-                if size > ref.num_bytes:
-                    raise BlobHashError("download", expected=f"{ref.num_bytes} bytes", got="more")
-                digest.update(chunk)
-                file.write(chunk)
-            if digest.hexdigest() != ref.sha256:
-                raise BlobHashError(
-                    "download",
-                    expected=f"{ref.num_bytes} bytes of sha256 {ref.sha256[:12]}…",
-                    got=f"{size} bytes of {digest.hexdigest()[:12]}…",
-                    hint="nothing was kept; the server or something on the way changed it",
-                )
-        with storage_errors("blob cache"):
-            return path.read_bytes()
-
-    def keep_only(self, names: Collection[str]) -> None:
-        """Delete every blob but these: checkpoints change each round."""
-        with storage_errors("blob cache"):
-            for path in self._blobs.iterdir():
-                if path.name not in names:
-                    path.unlink(missing_ok=True)
+    def _write_credentials(self, credentials: dict[tuple[str, str], Credential]) -> None:
+        with storage_errors("credentials"), written_whole(self.path / _CREDENTIALS) as file:
+            file.write(msgspec.json.encode(list(credentials.values())))
 
     def close(self) -> None:
         """Close the store and free the lock."""
@@ -143,13 +114,6 @@ class DeviceHome:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-
-def _checked_name(ref: BlobRef) -> str:
-    """Return the name as a file name; anything but a hash could leave the directory."""
-    if len(ref.sha256) != 64 or not set(ref.sha256) <= set("0123456789abcdef"):
-        raise BlobHashError("blob", expected="a SHA-256 in lower-case hex", got="another name")
-    return ref.sha256
 
 
 def _locked(path: Path) -> sqlite3.Connection:
@@ -167,8 +131,14 @@ def _locked(path: Path) -> sqlite3.Connection:
             raise UsageError(
                 f"state directory {path.parent}",
                 expected="a directory that no other process uses",
-                got="one in use",
-                hint="every device needs a --home of its own",
+                got=f"one in use{_holder(path.parent)}",
+                hint="one agent serves all populations of a device; another device needs a --home of its own",
             ) from e
         raise StorageError(f"state directory {path.parent}", expected="a lock file", got=str(e)) from e
     return lock
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError, ValueError):
+        return f" by process {int((path / _HOLDER).read_text())}"
+    return ""

@@ -29,7 +29,7 @@ class Pace:
     first_s: float = 0.5
     most_s: float = 60.0
     jitter: float = 0.1
-    conditions_s: float = 5.0
+    conditions_s: float = 15.0
 
     def after_failure(self, num_failures: int, chance: random.Random) -> float:
         """Return the pause after the ``num_failures``-th failure in a row, at least 1: half of it is random."""

@@ -12,7 +12,7 @@ from covey.plans.plan import Plan
 from covey.types.errors import PlanFormatError
 from covey.types.tensors import Array
 
-__all__ = ["Graph", "GraphCache"]
+__all__ = ["Graph", "GraphCache", "RunStop", "RunStoppedError"]
 
 _ERRORS_ONLY = 3  # onnxruntime's severity: warnings about graphs would go to stderr, past every progress bar
 
@@ -20,8 +20,31 @@ _ERRORS_ONLY = 3  # onnxruntime's severity: warnings about graphs would go to st
 _LOOPS = ("train", "gradient", "eval")
 """Graphs that run many times a session; the others run once."""
 
-_SHRINK = ort.RunOptions()
-_SHRINK.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+class RunStoppedError(Exception):
+    """A run that :class:`RunStop` ended. Not for users: whoever set it knows why."""
+
+
+class RunStop:
+    """Ends the runs that were given it, between two operators, from another thread; and every later one at once."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self.plain, self.shrinking = ort.RunOptions(), _shrinking()
+
+    def set(self) -> None:
+        """End them."""
+        self.is_set = True
+        self.plain.terminate = self.shrinking.terminate = True
+
+
+def _shrinking() -> Any:
+    options = ort.RunOptions()
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    return options
+
+
+_SHRINK = _shrinking()
 
 
 class Graph:
@@ -49,14 +72,16 @@ class Graph:
         self.inputs = frozenset(i.name for i in self._session.get_inputs())
         self.outputs = tuple(o.name for o in self._session.get_outputs())
 
-    def run(self, feeds: Mapping[str, Array], *, shrink: bool = False) -> dict[str, Array]:
+    def run(self, feeds: Mapping[str, Array], *, shrink: bool = False, stop: RunStop | None = None) -> dict[str, Array]:
         """Run once. Feeds that the graph does not use are left out.
 
         Args:
             feeds: arrays by input name.
             shrink: give the arena's free memory back afterwards. Outputs lie in the arena and hold their part of it.
+            stop: ends the run from another thread.
 
         Raises:
+            RunStoppedError: ``stop`` was set.
             PlanFormatError: an input that is missing, or of a shape or dtype that the graph does not take.
         """
         given = {k: v for k, v in feeds.items() if k in self.inputs}
@@ -64,9 +89,13 @@ class Graph:
             raise PlanFormatError(
                 self._where, expected="only inputs that a device knows", got=f"{', '.join(sorted(missing)[:3])} as well"
             )
+        shrink = shrink and self._arena
+        options = (stop.shrinking if shrink else stop.plain) if stop is not None else _SHRINK if shrink else None
         try:
-            values = self._session.run(self.outputs, given, _SHRINK if shrink and self._arena else None)
+            values = self._session.run(self.outputs, given, options)
         except Exception as e:  # as above
+            if stop is not None and stop.is_set:
+                raise RunStoppedError from e
             raise PlanFormatError(self._where, expected="a graph that runs on its inputs", got=_first_line(e)) from e
         # Scalars come back as NumPy scalars, which cannot be fed in again.
         return {k: np.asarray(v) for k, v in zip(self.outputs, values, strict=True)}

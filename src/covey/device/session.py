@@ -144,6 +144,16 @@ class Session:
         """How the session ended, or None while it lasts."""
         return self._outcome if self.state is SessionState.FINISHED else None
 
+    @property
+    def plan(self) -> Plan | None:
+        """The plan at hand, once it is verified."""
+        return self._plan
+
+    @property
+    def num_examples(self) -> int:
+        """How many of the device's examples the update stands on; 0 before it was trained."""
+        return self._trained[0]
+
     def start(self) -> Effect:
         """Begin: check in."""
         self._expect(SessionState.IDLE)

@@ -2,7 +2,8 @@
 
 The order is that of :mod:`covey.plans.manifest`: ``begin`` makes the state, the chunks of ``train`` or ``gradient``
 carry it along, ``finish`` turns it into the segments of the update. An evaluation runs ``eval`` under one model or two,
-and its update is the header alone. Between chunks (about a second of work each) the caller is asked whether to go on.
+and its update is the header alone. Between chunks (about a second of work each) and while one runs the caller is asked
+whether to go on.
 """
 
 import threading
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from covey.device.batches import checked_examples, make_chunks, num_distinct, num_steps
 from covey.device.evaluate import Evaluator
 from covey.device.runtime import GraphCache
+from covey.device.watch import TrainingStopped, Watch, never
 from covey.plans.evaluation import comparison
 from covey.plans.manifest import COMPARISON, Manifest, SegmentPlan
 from covey.plans.plan import Plan
@@ -39,10 +41,6 @@ _TOTALS = ("examples", "loss", "weight")
 _POLL_S = 0.1
 _NO_NUMBER = 2.0**25
 """What a metric sum that is not finite, or too large, counts as in an evaluation: near the most that a header takes."""
-
-
-class TrainingStopped(Exception):
-    """Not a failure: ``should_stop`` said so between two chunks, because a condition lapsed. Nothing is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +91,6 @@ class Trainer(Protocol):
         ...
 
 
-def never() -> bool:
-    """Say that training need not stop."""
-    return False
-
-
 class OnnxTrainer:
     """The trainer of a device: onnxruntime, one thread, sessions cached by plan hash.
 
@@ -106,7 +99,24 @@ class OnnxTrainer:
     memory is given back after a job's last step.
     """
 
-    def __init__(self, *, num_threads: int = 1, max_parallel: int = 1, graphs: GraphCache | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        num_threads: int = 1,
+        max_parallel: int = 1,
+        graphs: GraphCache | None = None,
+        within_budget: bool = False,
+    ) -> None:
+        """Make a trainer that has loaded nothing yet.
+
+        Args:
+            num_threads: threads inside one operator.
+            max_parallel: how many jobs train at a time.
+            graphs: loaded graphs to share.
+            within_budget: end a job by which the process grows beyond the plan's memory budget. For a process that
+                does little else meanwhile.
+        """
+        self._within_budget = within_budget
         self._graphs = graphs or GraphCache(num_threads=num_threads)
         self._slots = threading.BoundedSemaphore(max_parallel)
 
@@ -119,7 +129,8 @@ class OnnxTrainer:
             PlanFormatError: graphs that do not fit the manifest.
             TrainingError: a NaN or an infinity in the loss or the update.
             UpdateRangeError: a change larger than the plan allows.
-            TrainingStopped: ``should_stop`` said so between two chunks.
+            TrainingStopped: ``should_stop`` said so, between two chunks or within one.
+            OverBudgetError: more memory than the plan says.
         """
         manifest = job.plan.manifest
         usable = checked_examples(
@@ -129,57 +140,52 @@ class OnnxTrainer:
         while not self._slots.acquire(timeout=_POLL_S):
             if should_stop():
                 raise TrainingStopped
+        budget_bytes = manifest.budget.memory_bytes if self._within_budget else None
         try:
-            if manifest.phases[job.phase].graph == "eval":
-                return self._evaluate(job, usable, should_stop)
-            return self._train(job, usable, hyper, should_stop)
+            with Watch(should_stop, budget_bytes=budget_bytes) as watch:
+                if manifest.phases[job.phase].graph == "eval":
+                    return self._evaluate(job, usable, watch)
+                return self._train(job, usable, hyper, watch)
         finally:
             self._slots.release()
 
-    def _train(
-        self, job: TrainingJob, examples: Tensors, hyper: Mapping[str, float], should_stop: Callable[[], bool]
-    ) -> LocalResult:
+    def _train(self, job: TrainingJob, examples: Tensors, hyper: Mapping[str, float], watch: Watch) -> LocalResult:
         manifest = job.plan.manifest
         phase = manifest.phases[job.phase]
         params, shared = _prefixed("params", job.params), _prefixed("shared", job.shared)
         constant = {**params, **shared, "key": key_words(job.seed, "dropout")}
         constant |= {f"hyper.{k}": np.asarray(v, np.float32) for k, v in hyper.items()}
         loop = self._graphs.graph(job.plan, phase.graph)
-        carry = self._graphs.graph(job.plan, "begin").run({**params, **shared})
+        carry = self._graphs.graph(job.plan, "begin").run({**params, **shared}, stop=watch.stop)
         carry |= {f"metrics.{k}": np.zeros((), np.float32) for k in manifest.metrics}
         carry["step"] = np.zeros((), np.uint32)
         count = len(next(iter(examples.values())))
         steps, all_steps = 0, num_steps(count, phase)
         for chunk in make_chunks(examples, phase, seed=job.seed):
-            if should_stop():
-                raise TrainingStopped
+            watch.check()
             feeds = {**constant, **_prefixed("batch", chunk.batch), "mask": chunk.mask}
             steps += chunk.num_steps
-            after = loop.run({**feeds, **carry}, shrink=steps == all_steps)
+            after = loop.run({**feeds, **carry}, shrink=steps == all_steps, stop=watch.stop)
             # What a graph leaves unchanged it may leave out; the rest replaces its predecessor, which is then free.
             carry |= {k.removeprefix("next."): v for k, v in after.items()}
             _check_loss(carry["metrics.loss"], steps)
+        watch.check()
         totals = {k: float(carry[f"metrics.{k}"]) for k in manifest.metrics}
         feeds = {**carry, **params, **shared, **{f"totals.{k}": carry[f"metrics.{k}"] for k in _TOTALS}}
-        outputs = self._graphs.graph(job.plan, "finish").run(feeds)
+        outputs = self._graphs.graph(job.plan, "finish").run(feeds, stop=watch.stop)
         del carry, after, feeds  # the update is about to be copied: the state has served
         used = num_distinct(count, phase)
         return result_of(manifest, job.phase, outputs, totals, num_examples=used, num_steps=steps)
 
-    def _evaluate(self, job: TrainingJob, examples: Tensors, should_stop: Callable[[], bool]) -> LocalResult:
+    def _evaluate(self, job: TrainingJob, examples: Tensors, watch: Watch) -> LocalResult:
         """Evaluate the checkpoint and, where a second model was broadcast, compare both on the same examples."""
         manifest = job.plan.manifest
         metric = manifest.phases[job.phase].compares
-
-        def before_batch() -> None:
-            if should_stop():
-                raise TrainingStopped
-
         evaluator = Evaluator(job.plan, graphs=self._graphs)
-        totals = evaluator.evaluate(job.params, examples, before_batch)
+        totals = evaluator.evaluate(job.params, examples, watch.check)
         compared = dict.fromkeys(COMPARISON, 0.0)
         if job.shared:
-            second = evaluator.evaluate(job.shared, examples, before_batch)
+            second = evaluator.evaluate(job.shared, examples, watch.check)
             compared = comparison(metric, *(t[metric] / max(t["weight"], 1.0) for t in (totals, second)))
         totals = {k: v if abs(v) < _NO_NUMBER else _NO_NUMBER for k, v in totals.items()}
         count = len(next(iter(examples.values())))

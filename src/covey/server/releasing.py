@@ -20,7 +20,7 @@ from covey.server.messages import ChangeTask, CreateTask
 from covey.server.metrics import Metrics
 from covey.server.population import check_signature
 from covey.server.promotion import ReleaseSettings
-from covey.server.release_key import OWNER_FILE, ReleaseKey
+from covey.server.release_key import ReleaseKey
 from covey.server.releases import ReleaseDesk, Wanted
 from covey.server.settings import RoundSettings, TaskSettings, encode_settings
 from covey.server.tasks import EVALUATE, TRAIN, Action, TaskState
@@ -63,7 +63,7 @@ def load_evaluation(storage: Storage, directory: Path, config: ServerConfig) -> 
         raise UsageError(
             f"file {directory / config.release.signature}", expected="the owner's signature", got="none", hint=_MAKE
         ) from e
-    if (directory / OWNER_FILE).exists():
+    if (directory / config.owner_key).exists():
         check_signature(directory, config, plan.hash, signature)
     return EvaluationPlan(plan=storage.put_blob(data), signature=signature, metric=phase.compares)
 
@@ -105,7 +105,7 @@ class Releasing:
         self._now_s = now_s
         self._plan = load_evaluation(storage, directory, config) if directory else None
         self._told_state = "on"
-        key = ReleaseKey(directory, config.population)
+        key = ReleaseKey(directory, config.population, config.owner_key)
         key.signer(now_s())  # a file that holds no key is told at the start
         metric = self._plan.metric if self._plan else None
         self.desk = ReleaseDesk(config.population, self._plan_of, storage, settings, key.signer, metric=metric)

@@ -260,8 +260,8 @@ class Service:
         self.shards.after_post(self.shards.place(session), done)
         return answer
 
-    def blob(self, sha256: str, *, counted: bool) -> bytes:
-        """Return a plan or checkpoint; ``counted``: a device takes it, and its bytes are part of the round's."""
+    def blob(self, sha256: str, *, counted: bool, start: int = 0) -> bytes:
+        """Return a plan or checkpoint; ``counted``: a device takes it from ``start`` on, which the round counts."""
         if sha256 not in self._blobs:
             data = self._storage.blob(sha256)
             while len(self._blobs) >= _CACHED_BLOBS:
@@ -269,7 +269,7 @@ class Service:
             self._blobs[sha256] = data
         data = self._blobs[sha256]
         if counted:
-            self._send(coordinator_address(self.population), BytesServed(len(data)))
+            self._send(coordinator_address(self.population), BytesServed(max(0, len(data) - start)))
         return data
 
     def status(self, population: str, after: int) -> PopulationStatus:

@@ -17,7 +17,9 @@
     │   ├── PlanSignatureError plan_signature        not signed by the pinned owner
     │   ├── PlanOpError        plan_op               a graph with an op, domain or feature outside the list
     │   ├── PlanSchemaError    plan_schema           written for a newer Covey
-    │   └── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
+    │   ├── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
+    │   ├── ParticipationError participation         the plan's privacy terms do not let this device take part again yet
+    │   └── OverBudgetError    over_budget           it took more memory than the budget that it names
     ├── DataError              data_invalid
     │   ├── DatasetMissingError dataset_missing
     │   ├── ExampleError       example_invalid       wrong shape, dtype or value
@@ -101,7 +103,9 @@ __all__ = [
     "MissingExtraError",
     "NoiseError",
     "NotFoundError",
+    "OverBudgetError",
     "ParityError",
+    "ParticipationError",
     "PlanBuildError",
     "PlanError",
     "PlanFormatError",
@@ -282,6 +286,18 @@ class PlanRefusedError(PlanError):
     """A valid plan outside what this device's owner accepted."""
 
     code = "plan_refused"
+
+
+class ParticipationError(PlanError):
+    """The plan's privacy terms do not let this device take part again so soon, or at all."""
+
+    code = "participation"
+
+
+class OverBudgetError(PlanError):
+    """A plan that took more of the device than the budget which it names; it was ended."""
+
+    code = "over_budget"
 
 
 class DataError(CoveyError):
