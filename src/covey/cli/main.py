@@ -22,6 +22,8 @@ _COMMANDS: Mapping[str, str] = {
     "simulate": "covey.cli.simulate",
     "init": "covey.cli.init",
     "serve": "covey.cli.serve",
+    "population": "covey.cli.population",
+    "task": "covey.cli.task",
     "device": "covey.cli.device",
     "authority": "covey.cli.authority",
     "attest": "covey.cli.attest",

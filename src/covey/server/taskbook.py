@@ -77,9 +77,9 @@ class TaskBook:
             self._works[name] = self._make(self.task(name), self.manifest(name))
         return self._works[name]
 
-    def next_task(self, tried: Mapping[str, int], *, moved: int = 0) -> str | None:
+    def next_task(self, tried: Mapping[str, int], now_s: float, *, moved: int = 0) -> str | None:
         """Return whose turn it is, or will be when the model has moved by ``moved`` versions."""
-        return next_task(self.tasks, self.version + moved, tried)
+        return next_task(self.tasks, self.version + moved, tried, now_s)
 
     def refresh(self) -> None:
         """Take up what is stored."""
