@@ -52,13 +52,16 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(storage=None, on_round=lambda summary: None, lifetime_s=3600.0, rounds=None, **fields):
+async def serving(
+    storage=None, on_round=lambda summary: None, lifetime_s=3600.0, rounds=None, directory=None, **fields
+):
     if storage is None:
         storage, _ = parts.storage_with_population()
     base = {"goal": 2, "over_selection": 1.0, "min_fraction": 1.0, "patience_s": 0.0}
     config = ServerConfig(population=P, round=RoundConfig(**{**base, **(rounds or {})}), **fields)
     parts.set_rounds(storage, RoundSettings(**msgspec.structs.asdict(config.round)))
-    service = Service(storage, config, Credentials(bytes(32), lifetime_s=lifetime_s), on_round=on_round)
+    credentials = Credentials(bytes(32), lifetime_s=lifetime_s)
+    service = Service(storage, config, credentials, on_round=on_round, directory=directory)
     app = create_app(service)
     network = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=network, base_url="https://s") as client:

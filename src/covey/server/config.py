@@ -100,7 +100,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     limits: Limits = Limits()
     metrics_port: int = 0
     log_format: str = "text"
-    log_level: str = "info"
+    log_level: str = "warning"
     round: RoundConfig = RoundConfig()
     release: ReleaseConfig = ReleaseConfig()
 

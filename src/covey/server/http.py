@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from covey.server.admission import Gate
 from covey.server.messages import AbandonArrived, DeviceArrived, ReportArrived, StepArrived
+from covey.server.operations import operation_routes
 from covey.server.service import Service
 from covey.types.errors import (
     CoveyError,
@@ -28,6 +29,7 @@ from covey.wire.messages import (
     CREDENTIAL_SCHEME,
     MAX_MESSAGE_BYTES,
     Abandon,
+    Assignment,
     CheckIn,
     Enroll,
     ErrorBody,
@@ -66,22 +68,27 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
         _own_population(service, message.population)
         if (now := service.come_back_now()) is not None:
             return _json(now)
-        ticket, answer = service.ask_selector(DeviceArrived)
-        return _json(await _unless_hung_up(request, answer, lambda: service.leave(ticket)))
+        ticket, waited = service.ask_selector(DeviceArrived)
+        answer = await _unless_hung_up(request, waited, lambda: service.leave(ticket))
+        service.metrics.check_in("assigned" if isinstance(answer, Assignment) else "come_back")
+        return _json(answer)
 
     async def report(request: Request) -> Response:
         _authorize(service, gate, request)
         session = request.path_params["session"]
         _own_mode(service, session, "plain")
-        return _json(await received(request, lambda ticket, body: ReportArrived(ticket, session, body)))
+        with service.metrics.reporting() as done:
+            return _json(done(await received(request, lambda ticket, body: ReportArrived(ticket, session, body))))
 
     async def step(request: Request) -> Response:
         _authorize(service, gate, request)
         session, name = request.path_params["session"], _step(service, request)
-        if name == "mask":  # as large as a model: it is read into one of the few buffers
-            return _json(await received(request, lambda ticket, body: StepArrived(ticket, session, name, body)))
-        data = await _small_body(request, _content_length(request, service.max_body_bytes))
-        return _json(await service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data)))
+        with service.metrics.reporting() as done:
+            if name == "mask":  # as large as a model: it is read into one of the few buffers
+                return _json(await received(request, lambda ticket, body: StepArrived(ticket, session, name, body)))
+            data = await _small_body(request, _content_length(request, service.max_body_bytes))
+            answer = service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data))
+            return _json(done(await answer))
 
     async def told(request: Request) -> Response:
         _authorize(service, gate, request)
@@ -146,7 +153,7 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
         yield
         await service.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/enroll", enroll, methods=["POST"]),
             Route("/v1/checkin", check_in, methods=["POST"]),
@@ -157,6 +164,7 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
             Route("/v1/plans/{sha256}", blob, methods=["GET"]),
             Route("/v1/checkpoints/{sha256}", blob, methods=["GET"]),
             Route("/v1/populations/{population}", status, methods=["GET"]),
+            *operation_routes(service),
         ],
         exception_handlers={
             CoveyError: _on_covey_error,
@@ -166,6 +174,8 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
         },
         lifespan=lifespan,
     )
+    app.state.metrics = service.metrics
+    return app
 
 
 def _range_start(request: Request, name: str) -> int:
@@ -255,6 +265,7 @@ def _failure(status: int, body: ErrorBody) -> Response:
 
 async def _on_covey_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CoveyError)
+    request.app.state.metrics.failed(error.code)
     return _failure(
         error.http_status,
         ErrorBody(code=error.code, message=str(error), hint=error.hint, retry_after_s=error.retry_after_s),

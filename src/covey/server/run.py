@@ -1,5 +1,6 @@
 """Run a server: open its directory, listen with TLS 1.3, serve until told to stop."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from covey.server.authority import ensure_authority
 from covey.server.config import ServerConfig
 from covey.server.credentials import Credentials, load_or_make_key
 from covey.server.http import create_app
+from covey.server.logs import event, logging_to
+from covey.server.metrics import serve_metrics
 from covey.server.population import load_population
 from covey.server.service import Service
 from covey.storage.blobs import storage_errors
@@ -47,8 +50,7 @@ def serve(
         UsageError: a file or a value that cannot be used.
         StorageError: the directory cannot be written.
     """
-    listener = listen(config.host, config.port)
-    with listener:
+    with logging_to(config.log_format, config.log_level), listen(config.host, config.port) as listener:
         authority = directory / "authority"
         ensure_authority(authority)
         with storage_errors(f"directory {directory}"):
@@ -56,12 +58,27 @@ def serve(
         storage = SqliteStorage(directory / "data", keep_checkpoints=config.keep_checkpoints)
         try:
             record = load_population(storage, directory, config)
-            service = Service(storage, config, Credentials(key), on_round=on_round)
+            service = Service(storage, config, Credentials(key), on_round=on_round, directory=directory)
             port = listener.getsockname()[1]
             ready = Listening(f"https://{config.host}:{port}", config.population, record.round)
             app = create_app(service, Gate.of(config, service.credentials, directory))
             serving = tls_config(app, authority, config.limits)
-            server = TlsServer(serving, on_ready=lambda: on_ready(ready), on_stop=service.stop)
-            server.run(sockets=[listener])
+            server = TlsServer(
+                serving, on_ready=lambda: _begun(ready, service, on_ready), on_stop=lambda: _stopping(service)
+            )
+            with serve_metrics(service.metrics, config.metrics_port):
+                server.run(sockets=[listener])
         finally:
             storage.close()
+        event(logging.INFO, "stopped")
+
+
+def _begun(ready: Listening, service: Service, on_ready: Callable[[Listening], None]) -> None:
+    on_ready(ready)
+    state = service.releasing.desk.state(service.now_s())
+    event(logging.INFO, "serving", population=ready.population, round=ready.round, releases=state)
+
+
+def _stopping(service: Service) -> None:
+    event(logging.INFO, "stopping")
+    service.stop()
