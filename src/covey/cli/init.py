@@ -51,6 +51,11 @@ step_timeout_s = {step_timeout_s:g}     # of each step of a secure sum, for whoe
 max_rounds = {max_rounds}          # 0: go on for ever
 hyper = {{ {hyper} }}
 
+[pace]
+# Soon, for a federation of a few devices on one's own machines; leave the table out for phones: 60 s to a day.
+least_s = 0.2
+most_s = 60.0
+
 [release]
 every = {every}              # committed rounds between two candidates; 0: nothing is released
 evaluate = {evaluate}         # {evaluate_why}

@@ -41,6 +41,7 @@
     ├── SessionError           session_invalid
     │   ├── SessionUnknownError session_unknown      no such session here (for example after a restart)
     │   ├── RoundClosedError   round_closed          a stale round: closed before the report came
+    │   ├── AlreadyInRoundError already_in_round     a device that takes part in the round, or waits, already
     │   └── AlreadyCountedError already_counted      a second report for one session
     ├── StateError             illegal_transition    a message that the state machine does not accept now
     │   └── TaskStateError     task_state            a task that cannot do in its state what was asked
@@ -84,6 +85,7 @@ from typing import ClassVar
 
 __all__ = [
     "AlreadyCountedError",
+    "AlreadyInRoundError",
     "AttestationError",
     "BlobHashError",
     "BudgetExhaustedError",
@@ -437,6 +439,13 @@ class RoundClosedError(SessionError):
     """A stale round: it closed before the report came."""
 
     code = "round_closed"
+    http_status = 409
+
+
+class AlreadyInRoundError(SessionError):
+    """A device that takes part in the round already, or waits already: its credential counts once."""
+
+    code = "already_in_round"
     http_status = 409
 
 
