@@ -22,6 +22,8 @@ RUNS = [
     ("first_round",),
     ("privacy",),
     ("secagg",),
+    ("predict",),
+    ("personalization",),
 ]
 
 
