@@ -23,6 +23,8 @@ RUNS = [
     ("first_round",),
     ("privacy",),
     ("secagg",),
+    ("predict",),
+    ("personalization",),
 ]
 
 

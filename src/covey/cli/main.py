@@ -24,6 +24,8 @@ _COMMANDS: Mapping[str, str] = {
     "sweep": "covey.cli.sweep",
     "init": "covey.cli.init",
     "serve": "covey.cli.serve",
+    "population": "covey.cli.population",
+    "task": "covey.cli.task",
     "device": "covey.cli.device",
     "authority": "covey.cli.authority",
     "attest": "covey.cli.attest",
