@@ -150,7 +150,7 @@ def test_under_masks_any_dropout_gives_the_survivors_sum_bit_for_bit(kind, gone)
     assert closed.total.num_folded == len(counted)
     assert (closed.total.integers("model") == expected.integers("model")).all()
     storage = stored(plan)
-    sums = PrivateSums(storage.load(parts.POPULATION), r.manifest, source())
+    sums = PrivateSums(storage.tasks(parts.POPULATION)[0], r.manifest, source())
     opened = sums.read(closed.total, 0, "a")
     assert opened.num_devices == len(counted) and opened.weight == SETTINGS.goal
 
