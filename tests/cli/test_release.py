@@ -73,6 +73,10 @@ def test_a_model_is_trained_released_listed_and_exported(covey, world):
         for kind in ("safetensors", "onnx"):
             done = covey("release", "export", *where, "--owner-key", owner, "--format", kind, "-o", world / kind)
             assert done.returncode == 0 and "version 1 of population 'p', verified" in done.stdout, done.stderr
+        refused = covey("release", "rollback", 1, *where, "--token-file", world / "fed" / "server" / "admin.token")
+        assert refused.returncode == 1 and "the one that is served" in refused.stderr
+        unknown = covey("release", "rollback", 7, *where, "--token-file", world / "fed" / "server" / "admin.token")
+        assert unknown.returncode == 1 and "not_found" in unknown.stderr
         (world / "other.pub").write_bytes(public_key_pem(Ed25519PrivateKey.generate().public_key()))
         forged = covey("release", "export", *where, "--owner-key", world / "other.pub", "-o", world / "forged")
         assert forged.returncode == 1 and "release_refused" in forged.stderr and not (world / "forged").exists()

@@ -1,11 +1,12 @@
 """``covey release``: what a population has released, a release as a file, and the owner's word for the release key."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 
+from covey.cli.admin import admin_options, connected
 from covey.cli.options import file_path, read_file
 from covey.cli.output import bytes_text, print_table, write_file, write_json
 
@@ -27,7 +28,7 @@ _population = click.option("--population", required=True, metavar="P", help="Who
 
 @click.group("release")
 def command() -> None:
-    """List and export releases, and delegate their signing; docs/releases.md explains them."""
+    """List, export and roll back releases, and delegate their signing; docs/releases.md explains them."""
 
 
 @command.command("list")
@@ -114,6 +115,22 @@ def export(
     made = onnx_bytes(plan, params, notes) if kind == "onnx" else safetensors_bytes(params, notes)
     write_file(out, made)
     click.echo(f"{out}: {bytes_text(len(made))}, version {release.version} of population {population!r}, verified")
+
+
+@command.command()
+@click.argument("version", type=int)
+@admin_options
+def rollback(version: int, as_json: bool, **where: Any) -> None:
+    """Publish the checkpoint of an earlier VERSION again, as a new version: devices never go backwards."""
+    from covey.plans.release import Release
+    from covey.wire.messages import ReleaseWanted
+
+    with connected(**where) as client:
+        made = client.post("/releases", ReleaseWanted(version=version), Release)
+    if as_json:
+        write_json(made, "-")
+        return
+    click.echo(f"version {made.version} of population {made.population!r} has the checkpoint of version {version}")
 
 
 @command.command()
