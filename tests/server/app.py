@@ -25,13 +25,18 @@ class Served:
 
     def __init__(self, service, app, client):
         self.service, self.app, self.client = service, app, client
-        self.headers = {"authorization": f"Bearer {service.credentials.issue(P, service.now_s())}"}
+        self.headers = self.credential()
 
     async def post(self, path, content, **headers):
         return await self.client.post(path, content=content, headers={**self.headers, **headers})
 
+    def credential(self, subject=""):
+        """Return the header of a new credential: a device of its own, unless a subject is named."""
+        return {"authorization": f"Bearer {self.service.credentials.issue(P, self.service.now_s(), subject)}"}
+
     async def check_in(self):
-        got = await self.post("/v1/checkin", CHECK_IN)
+        """Check in as another device each time: one credential counts once in a round."""
+        got = await self.post("/v1/checkin", CHECK_IN, **self.credential())
         assert got.status_code == 200
         return msgspec.json.decode(got.content, type=Assignment if b'"session"' in got.content else ComeBack)
 

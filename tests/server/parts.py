@@ -87,7 +87,7 @@ def write_directory(
     (path / "owner.pub").write_bytes(public_key_pem(world.OWNER.public_key()))
     (path / "server.toml").write_text(
         f'population = "{POPULATION}"\nport = {port}\n{extra}\n'
-        f"[round]\ngoal = {goal}\nmin_fraction = {min_fraction}\n{rounds}\n"
+        f"[round]\ngoal = {goal}\nmin_fraction = {min_fraction}\n{rounds}\n[pace]\nleast_s = 0.05\nmost_s = 30\n"
     )
     return path
 

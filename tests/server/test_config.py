@@ -91,6 +91,23 @@ def test_a_value_out_of_range_is_refused(load, name, value, range_text):
         load(f'population = "p"\n{name} = {value}')
 
 
+@pytest.mark.parametrize(
+    ("table", "range_text"),
+    [
+        ("least_s = 0.01", "pace.least_s: expected 0.05 to 86400"),
+        ("least_s = 50\nmost_s = 40", "pace.least_s: expected 0.05 to 40"),
+        ("most_s = 86401", "pace.most_s: expected 0.05 to 86400"),
+        ("margin = 0.9", "pace.margin: expected 1 to 100"),
+        ("margin = nan", "pace.margin: expected 1 to 100"),
+        ("leest_s = 60", "did you mean least_s"),
+    ],
+)
+def test_a_pace_out_of_range_is_refused(load, table, range_text):
+    with pytest.raises(UsageError) as caught:
+        load(f'population = "p"\n[pace]\n{table}')
+    assert range_text in f"{caught.value} {caught.value.hint}"
+
+
 def test_who_is_let_in_and_how_much_one_may_ask(load):
     config = load(
         'population = "p"\nenrolment = "token"\n[attestation]\nkey = "app.pub"\n[limits]\ncredential_burst = 7'

@@ -24,6 +24,7 @@ from typing import Any
 
 import msgspec
 
+from covey.plans.fields import ExampleSchema, FieldSpec, Query
 from covey.plans.terms import Budget, Eligibility, NoiseTerms, PrivacyTerms, SecureTerms
 from covey.types.errors import LayoutError, PlanFormatError, PlanSchemaError
 from covey.types.segments import Segment, header_segment, real_segment
@@ -70,6 +71,8 @@ EVALUATION_SCHEMA = 3
 """The schema of plans whose phase evaluates."""
 TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
+BASIS = "basis"
+"""The name of what a structured update of low rank moves in, among the same."""
 
 BASE_METRICS = ("examples", "loss", "weight")
 COMPARISON = ("compared", "difference", "difference_squared")
@@ -78,39 +81,6 @@ CLIP = "clip"
 """The per-round value that carries the clip where a plan has noise."""
 CLIP_COUNT = "clip_count"
 """The segment with the indicators of the adapting clip: one coordinate, the last of an update."""
-
-
-class FieldSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One field of an example: name, shape and dtype without the batch dimension, and what fills it.
-
-    ``role`` is ``input`` or ``label``; ``source`` says in words where the value comes from in the person's own
-    interaction ("the next character typed"). Integers lie in ``[0, num_values)`` where that is given: a device refuses
-    an example outside it, which would index past the end of a table.
-    """
-
-    name: str
-    shape: tuple[int, ...] = ()
-    dtype: str = "float32"
-    role: str = "input"
-    source: str = ""
-    num_values: int | None = None
-
-
-class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Which of the device's examples a plan trains on. Data, never SQL: ``where`` is ``[[field, op, value], ...]``."""
-
-    collection: str
-    where: tuple[tuple[str, str, str | int | float | bool], ...] = ()
-    order: str = "oldest"
-    limit: int | None = None
-    split: str = "train"
-
-
-class ExampleSchema(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of one example and the query that selects them."""
-
-    fields: tuple[FieldSpec, ...]
-    query: Query
 
 
 class HyperBound(msgspec.Struct, frozen=True, kw_only=True):
@@ -171,9 +141,10 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     ``batch_size`` examples make a step, ``epochs`` passes are made over the device's examples, at most ``max_steps``
     steps in all; a chunk holds at most ``chunk_steps`` steps, about one second of work.
 
-    ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, a bool tensor
-    ``trained/<parameter>`` for each tensor of the one segment: the mask that its codec draws from the session's public
-    seed (a structured update). Other parameters do not move.
+    ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, what the
+    codec of the one segment draws from a public seed (a structured update): for ``mask``, a bool tensor
+    ``trained/<parameter>`` for each of its tensors, and other parameters do not move; for ``lowrank``, the float32
+    tensor ``basis``, and nothing moves but in its directions.
 
     A phase of graph ``eval`` has no state and no segments. Where the server broadcasts a second model as ``shared``,
     the device compares both by its mean of the metric ``compares``.
@@ -358,7 +329,11 @@ def _phase_checks(p: Phase, where: str) -> list[tuple[bool, str, str]]:
         (min(p.batch_size, p.epochs, p.max_steps, p.chunk_steps) >= 1, where, "sizes of at least 1"),
         (len(p.segments) >= 1, f"{where}.segments", "at least one segment"),
         (all(s.weighting in ("examples", "none") for s in p.segments), f"{where}.weighting", "examples or none"),
-        (not p.trained_in_place or len(p.segments) == 1, f"{where}.trained_in_place", "one segment, with a mask"),
+        (
+            not p.trained_in_place or len(p.segments) == 1,
+            f"{where}.trained_in_place",
+            "one segment, whose codec names what is trained",
+        ),
         (all(s.max_delta > 0 for s in p.segments), f"{where}.max_delta", "above 0"),
         (not p.compares, f"{where}.compares", "nothing but in an evaluation"),
     ]

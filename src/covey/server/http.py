@@ -65,11 +65,11 @@ def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRo
 
     async def check_in(request: Request) -> Response:
         message = decode_message(await small_body(request), CheckIn)
-        _authorize(service, gate, request)
+        subject = _authorize(service, gate, request)
         _own_population(service, message.population)
         if (now := service.come_back_now()) is not None:
             return json_answer(now)
-        ticket, waited = service.ask_selector(DeviceArrived)
+        ticket, waited = service.ask_selector(DeviceArrived, subject)
         answer = await _unless_hung_up(request, waited, lambda: service.leave(ticket))
         service.metrics.check_in("assigned" if isinstance(answer, Assignment) else "come_back")
         return json_answer(answer)
@@ -133,7 +133,7 @@ def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRo
         return json_answer(left)
 
     async def blob(request: Request) -> Response:
-        counted = "authorization" in request.headers and _authorize(service, gate, request)
+        counted = "authorization" in request.headers and bool(_authorize(service, gate, request))
         name = request.path_params["sha256"]
         start = _range_start(request, name)
         data = service.blob(name, counted=counted, start=start)
@@ -210,12 +210,14 @@ def _step(service: Service, request: Request) -> str:
     return name
 
 
-def _authorize(service: Service, gate: Gate, request: Request) -> bool:
+def _authorize(service: Service, gate: Gate, request: Request) -> str:
+    """Return the subject of a credential that is good here."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme != CREDENTIAL_SCHEME:
         raise UnauthorizedError("credential", expected="a bearer credential", got="none", hint="enroll first")
-    _own_population(service, gate.admit(token, service.now_s()).population)
-    return True
+    claims = gate.admit(token, service.now_s())
+    _own_population(service, claims.population)
+    return claims.subject
 
 
 def _own_population(service: Service, population: str) -> None:

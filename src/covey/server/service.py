@@ -24,6 +24,7 @@ from covey.server.engine import Engine
 from covey.server.health import check_health, tell_stopped_clock
 from covey.server.logs import event
 from covey.server.messages import (
+    AbandonArrived,
     BytesServed,
     ChangeTask,
     CreateTask,
@@ -31,17 +32,20 @@ from covey.server.messages import (
     Envelope,
     Reply,
     StepAwaited,
+    WantDevices,
     coordinator_address,
     selector_address,
 )
 from covey.server.metrics import Metrics
+from covey.server.pace import PaceSettings, PaceSteering
+from covey.server.participation import Participation, already_in_round
 from covey.server.reconnect import Reconnect
 from covey.server.releasing import Releasing
 from covey.server.selector import Selector, SelectorSettings
 from covey.server.shards import Shards
 from covey.storage.interface import Storage
-from covey.types.errors import BusyError, CoveyError, NotFoundError, RoundClosedError
-from covey.wire.messages import ComeBack, PopulationStatus, RoundSummary, TaskStatus
+from covey.types.errors import AlreadyInRoundError, BusyError, CoveyError, NotFoundError, RoundClosedError
+from covey.wire.messages import Assignment, ComeBack, PopulationStatus, RoundSummary, TaskStatus
 
 __all__ = ["Service"]
 
@@ -83,7 +87,12 @@ class Service:
             num_shards=config.num_shards,
             noise=AesCtr(os.urandom(32), private=True),
         )
-        self.reconnect = Reconnect(config.retry_s)
+        self.pace = PaceSteering(
+            PaceSettings(config.round.goal, config.poll_s, config.pace.margin, config.pace.least_s, config.pace.most_s)
+        )
+        self.reconnect = Reconnect(config.retry_s, pace=self.pace)
+        self._paced: WantDevices | None = None
+        self.participation = Participation()
         waiting = SelectorSettings(config.poll_s, config.max_waiting)
         self.selector = Selector(self.population, waiting, random.SystemRandom())
         self._engine = Engine(
@@ -160,15 +169,23 @@ class Service:
             return self._come_back("paused")
         return None
 
-    def ask_selector(self, message: Callable[[str], Any]) -> tuple[str, "asyncio.Future[Any]"]:
-        """Send ``message(ticket)`` to the selector; return the ticket and the answer to come."""
+    def ask_selector(self, message: Callable[[str], Any], subject: str) -> tuple[str, "asyncio.Future[Any]"]:
+        """Send ``message(ticket)`` to the selector; return the ticket and the answer to come.
+
+        Whoever waits already under the same ``subject`` of a credential is refused: it has one place.
+        """
         ticket, answer = self._ticket()
+        self.pace.observe_checkin(self.now_s())
+        if former := self.participation.arrived(ticket, subject):
+            self._answer(former, Reply(already_in_round()))
+            self._send(selector_address(self.population), DeviceLeft(former))
         self._send(selector_address(self.population), message(ticket))
         return ticket, answer
 
     def leave(self, ticket: str) -> None:
         """Note that a request's client hung up."""
         self._waiting.pop(ticket, None)
+        self.participation.left(ticket)
         self._send(selector_address(self.population), DeviceLeft(ticket))
 
     def await_step(self, session: str, step: str) -> tuple[str, "asyncio.Future[Any]"]:
@@ -307,7 +324,12 @@ class Service:
 
     def _stamped(self, message: Any) -> Any:
         """Fill in when a device shall come again: the only place where that is decided."""
-        return self.reconnect.stamped(message, self.now_s(), self.coordinator.expected_at_s)
+        now_s, wish = self.now_s(), self.selector.wish
+        if wish is not None and wish is not self._paced:
+            lasts_s = 0.0 if wish.expected_at_s is None else wish.expected_at_s - now_s
+            self.pace.observe_round(now_s, wanted=wish.count, at_least=wish.at_least, lasts_s=lasts_s)
+            self._paced = wish
+        return self.reconnect.stamped(message, now_s, self.coordinator.expected_at_s)
 
     # Routing
 
@@ -323,6 +345,8 @@ class Service:
     def _dispatch(self, envelopes: list[Envelope]) -> None:
         """Carry what left the engine to where it belongs."""
         self._changed.set()
+        if self.coordinator.summaries > self._num_told:
+            self.participation.end()
         for envelope in envelopes:
             kind, _, rest = envelope.to.partition("/")
             if kind == "device":
@@ -338,7 +362,10 @@ class Service:
             self._num_told = self.coordinator.summaries
 
     def _answer(self, ticket: str, message: Reply) -> None:
+        subject = self.participation.left(ticket)
         answer = self._waiting.pop(ticket, None)
+        if isinstance(message.message, Assignment):
+            message = self._once(message.message, subject)
         if answer is None or answer.done():
             return  # the client hung up; its session ends at the deadline
         stamped = self._stamped(message.message)
@@ -370,6 +397,15 @@ class Service:
                 refused(error)
 
         asyncio.get_running_loop().call_soon(send)
+
+    def _once(self, given: Assignment, subject: str) -> Reply:
+        """Let a device take part once in a round; a second session of the same one ends before it begins."""
+        try:
+            self.participation.admit(f"{given.task}/{given.public_seed}/{given.phase}", subject)
+        except AlreadyInRoundError as error:
+            self.shards.post(self.shards.place(given.session), AbandonArrived(_token(), given.session, error.code))
+            return Reply(error)
+        return Reply(given)
 
     def _open_shards(self) -> None:
         """Make aggregators for tasks that are new."""
