@@ -27,13 +27,14 @@ BASE = RoundSettings(goal=4, over_selection=1.5, min_fraction=0.75, report_timeo
 class Rounds:
     """A coordinator, its storage, and the hands that play the other roles."""
 
-    def __init__(self, storage=None, num_shards=1, **fields):
+    def __init__(self, storage=None, num_shards=1, noise=None, **fields):
         if storage is None:
             storage, _ = parts.storage_with_population()
-        parts.set_rounds(storage, dataclasses.replace(BASE, **fields))
+        if noise is None:
+            parts.set_rounds(storage, dataclasses.replace(BASE, **fields))
         self.storage = storage
         self.num_tokens = 0
-        self.role = Coordinator(P, storage, new_token=self.token, num_shards=num_shards)
+        self.role = Coordinator(P, storage, new_token=self.token, num_shards=num_shards, noise=noise)
 
     def token(self):
         self.num_tokens += 1

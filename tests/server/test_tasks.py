@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 from device import world
+from device.test_private import private_plan, source
 
 from covey.plans.evaluation import evaluation_plan
 from covey.server.coordinator import CoordinatorState
@@ -21,6 +22,7 @@ from covey.server.messages import (
 from covey.server.settings import TaskSettings, encode_settings
 from covey.server.tasks import Action, Task, TaskState, after, next_task
 from covey.storage.interface import TaskRecord
+from covey.storage.memory import MemoryStorage
 from covey.types.errors import (
     CoveyError,
     NotFoundError,
@@ -31,8 +33,10 @@ from covey.types.errors import (
 )
 from covey.wire.messages import TaskStatus
 
+from . import parts
 from .rounds import BASE, P, Rounds
 
+PRIVATE = dataclasses.replace(BASE, goal=10, over_selection=1.3, min_fraction=0.4)
 CREATED, RUNNING, PAUSED, COMPLETED, CANCELLED = TaskState
 LEGAL = {
     (CREATED, Action.RESUME): RUNNING,
@@ -288,6 +292,25 @@ def test_a_training_of_another_model_is_refused(rounds):
     rounds.storage._blobs[rounds.storage.load(P).checkpoint] = bytes(4)
     got, _ = rounds.create(record())
     assert isinstance(got, UsageError) and "the population's model, 4 bytes" in str(got)
+
+
+def test_no_metrics_are_opened_without_noise_where_noise_is_promised():
+    private = record("private", plan=private_plan("gaussian:clip=2,noise=1"), rounds=PRIVATE)
+    rounds = Administered(
+        parts.begin(MemoryStorage(), private_plan("gaussian:clip=2,noise=1"), PRIVATE), noise=source()
+    )
+    rounds.start()
+    got, _ = rounds.create(evaluation())
+    assert isinstance(got, UsageError) and "metrics without noise" in str(got)
+    rounds.change("cancel")
+    got, _ = rounds.create(evaluation())  # what was promised stays promised when its task is over
+    assert isinstance(got, UsageError)
+    other = Administered()
+    other.start()
+    other.create(evaluation())
+    other.change("cancel")
+    got, _ = other.create(private)
+    assert isinstance(got, UsageError) and "'measure' evaluates, and 'private' promises" in str(got)
 
 
 def test_an_evaluation_takes_its_turn_measures_and_moves_nothing(rounds):

@@ -260,7 +260,7 @@ def write_population(
                 evaluate=str(evaluated).lower(),
                 evaluate_why="compare with the release before it" if evaluated else "devices send no metrics here",
                 min_devices=max(3, min(30, math.floor(settings.cohort * 0.7))),
-                hyper=f"lr = {settings.lr!r}" if settings.algorithm == "fedavg" else "",
+                hyper=f"lr = {settings.lr!r}" if any(h.name == "lr" for h in prepared.plan.manifest.hyper) else "",
             )
         )
     return prepared.plan.hash

@@ -160,7 +160,8 @@ class Application:
         except TrainingStopped:
             return
         except CoveyError as error:
-            self._tell(AgentEvent("not_improved", str(error), error=error))
+            if not self._stopping.is_set():  # else the connection was cut here, to wake this thread
+                self._tell(AgentEvent("not_improved", str(error), error=error))
 
     def _should_stop(self) -> bool:
         return self._stopping.is_set() or not self.may_train()
