@@ -19,7 +19,7 @@ from covey.types.errors import PortInUseError, UsageError
 
 __all__ = ["TlsServer", "listen", "tls_config"]
 
-sslproto.SSLProtocol.max_size = 32 << 10  # type: ignore[attr-defined]
+sslproto.SSLProtocol.max_size = 32 << 10
 """What asyncio reads at a time from a TLS connection, and keeps as buffers while it is open: two TLS records. Its own
 value is 256 kB, which makes half a megabyte for every device that has sent an update and stays connected."""
 
