@@ -16,12 +16,15 @@ RUNS = [
     ("simulation", "--model", "2nn"),
     ("simulation", "--model", "cnn"),
     ("rounds",),
+    ("population",),
     ("demo",),
     ("compression",),
     ("device_memory",),
     ("first_round",),
     ("privacy",),
     ("secagg",),
+    ("predict",),
+    ("personalization",),
 ]
 
 

@@ -17,6 +17,7 @@ from covey.server.population import begin_population
 from covey.server.settings import RoundSettings, TaskSettings, encode_settings
 from covey.storage.interface import PopulationRecord
 from covey.storage.memory import MemoryStorage
+from covey.types.errors import StorageFullError
 from covey.types.segments import HEADER
 from covey.types.tensors import sha256_hex
 from covey.wire.framing import encode_update
@@ -118,3 +119,8 @@ def wait_until(holds, timeout_s: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def disk_full() -> StorageFullError:
+    """Return the error of a disk without room."""
+    return StorageFullError("server.db", expected="room on the disk", got="none")

@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from covey.server.config import RoundConfig, ServerConfig, load_config
+from covey.server.config import ReleaseConfig, RoundConfig, ServerConfig, load_config
+from covey.server.promotion import ReleaseSettings
 from covey.server.settings import RoundSettings
 from covey.types.errors import UsageError
 
@@ -121,7 +122,7 @@ def test_who_is_let_in_and_how_much_one_may_ask(load):
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "..", ".hidden", "é", "a\\u0000", "a\\n"])
 def test_a_population_that_would_not_fit_into_a_path_is_refused(load, name):
-    with pytest.raises(UsageError, match="population: expected letters, digits and -_"):
+    with pytest.raises(UsageError, match="population: expected 1 to 64 letters, digits and -_"):
         load(f'population = "{name}"')
 
 
@@ -137,3 +138,18 @@ def test_a_missing_file_names_the_command_that_makes_one(tmp_path):
     assert "covey init" in caught.value.hint
     with pytest.raises(UsageError, match="expected a readable file"):
         load_config(tmp_path)
+
+
+def test_what_is_released_and_told(load):
+    config = load('population = "p"\nlog_format = "json"\nmetrics_port = 9464\n[release]\nevery = 5\nmargin = 0.02')
+    assert (config.log_format, config.metrics_port, config.release.every, config.release.margin) == (
+        "json", 9464, 5, 0.02,
+    )  # fmt: skip
+    settings = {k: v for k, v in msgspec.structs.asdict(ReleaseConfig()).items() if k not in ("plan", "signature")}
+    assert ReleaseSettings(**settings) == ReleaseSettings()
+    with pytest.raises(UsageError, match=r"known keys, got release\.evry") as refused:
+        load('population = "p"\n[release]\nevry = 1')
+    assert "every" in refused.value.hint
+    for name in ("log_format", "log_level"):
+        with pytest.raises(UsageError, match=f"{name}: expected"):
+            load(f'population = "p"\n{name} = "loud"')

@@ -72,7 +72,7 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
             self.population,
             accept_plain=self.accept_plain,
             min_cohort=self.min_cohort,
-            privacy=PrivacyFloor(noise_multiplier=self.min_noise),
+            privacy=PrivacyFloor(noise_multiplier=self.min_noise, spaced=True),
             authority=bytes.fromhex(self.authority_key),
         )
 

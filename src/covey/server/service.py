@@ -5,11 +5,14 @@ The selector and the coordinator run on the event loop; the aggregators, in thre
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 import secrets
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from covey.privacy.randomness import AesCtr
@@ -18,6 +21,8 @@ from covey.server.config import ServerConfig
 from covey.server.coordinator import Coordinator, CoordinatorState
 from covey.server.credentials import Credentials
 from covey.server.engine import Engine
+from covey.server.health import check_health, tell_stopped_clock
+from covey.server.logs import event
 from covey.server.messages import (
     AbandonArrived,
     BytesServed,
@@ -31,9 +36,11 @@ from covey.server.messages import (
     coordinator_address,
     selector_address,
 )
+from covey.server.metrics import Metrics
 from covey.server.pace import PaceSettings, PaceSteering
 from covey.server.participation import Participation, already_in_round
 from covey.server.reconnect import Reconnect
+from covey.server.releasing import Releasing
 from covey.server.selector import Selector, SelectorSettings
 from covey.server.shards import Shards
 from covey.storage.interface import Storage
@@ -57,6 +64,7 @@ class Service:
         *,
         now_s: Callable[[], float] | None = None,
         on_round: Callable[[RoundSummary], None] = lambda summary: None,
+        directory: Path | None = None,
     ) -> None:
         """Put the roles together; :meth:`start` begins.
 
@@ -66,6 +74,7 @@ class Service:
             credentials: who may come in.
             now_s: the clock, seconds since 1970; None: one that no setting of the machine's moves.
             on_round: gets every round that ends, on the event loop: it must be quick.
+            directory: with what releases are signed by; None: there are no releases.
         """
         self.population = config.population
         self.credentials = credentials
@@ -111,6 +120,13 @@ class Service:
         self._changed = asyncio.Event()
         self._stopping = False
         self._ticker: asyncio.Task[None] | None = None
+        self.metrics = Metrics()
+        self.releasing = Releasing(storage, directory, config, self._administer_later, self.metrics, self.now_s)
+        self.metrics.watch(
+            waiting=lambda: self.selector.num_waiting,
+            round_number=lambda: self.coordinator.round,
+            release=lambda: self.releasing.desk.version,
+        )
         self._open_shards()
 
     @property
@@ -120,8 +136,10 @@ class Service:
 
     def start(self) -> None:
         """Begin the first round and keep the time."""
+        self.releasing.start()
         self._dispatch(self._engine.deliver(self.coordinator.start(self.now_s()), self.now_s()))
         self._ticker = asyncio.create_task(self._keep_time())
+        self._ticker.add_done_callback(tell_stopped_clock)
 
     def stop(self) -> None:
         """Send everybody who waits away; safe to call twice."""
@@ -197,6 +215,14 @@ class Service:
         ticket, answer = self._ticket()
         self.shards.post(place, message(ticket))
         return answer
+
+    def check_health(self) -> None:
+        """Check that the storage answers and the clock runs.
+
+        Raises:
+            UnhealthyError: says which of them does not.
+        """
+        check_health(self._ticker, lambda: self._storage.load(self.population))
 
     async def administer(self, message: Callable[[str], CreateTask | ChangeTask]) -> TaskStatus:
         """Send ``message(ticket)`` to the coordinator; return how the task stands then.
@@ -287,6 +313,8 @@ class Service:
             mode=manifest.privacy.mode,
             min_cohort=manifest.privacy.min_cohort,
             rounds=self._storage.rounds(population, max(0, after)),
+            release=self.releasing.desk.version,
+            releasing=self.releasing.desk.state(self.now_s()),
         )
 
     def _come_back(self, reason: str) -> ComeBack:
@@ -330,7 +358,7 @@ class Service:
                 self.shards.post((task, int(shard)), envelope.message)
         if self.coordinator.summaries > self._num_told:
             for summary in self._storage.rounds(self.population, self._num_told):
-                self._on_round(summary)
+                self._tell(summary)
             self._num_told = self.coordinator.summaries
 
     def _answer(self, ticket: str, message: Reply) -> None:
@@ -345,6 +373,30 @@ class Service:
             answer.set_exception(stamped)
         else:
             answer.set_result(stamped)
+
+    def _tell(self, row: RoundSummary) -> None:
+        """Tell of a round that ended whoever wants to know."""
+        self._on_round(row)
+        self.metrics.round_ended(row)
+        event(logging.INFO, "round ended", **{name: getattr(row, name) for name in _LOGGED})
+        self.releasing.round_ended(row)
+
+    def _administer_later(self, message: CreateTask | ChangeTask, refused: Callable[[CoveyError], None]) -> None:
+        """Send a message to the coordinator when what is at hand is done; call ``refused`` if it is not done."""
+
+        def send() -> None:
+            if self._stopping:
+                return
+            ticket, answer = self._ticket()
+            answer.add_done_callback(answered)
+            self._send(coordinator_address(self.population), replace(message, ticket=ticket))
+            self._open_shards()
+
+        def answered(answer: "asyncio.Future[Any]") -> None:
+            if not answer.cancelled() and isinstance(error := answer.exception(), CoveyError):
+                refused(error)
+
+        asyncio.get_running_loop().call_soon(send)
 
     def _once(self, given: Assignment, subject: str) -> Reply:
         """Let a device take part once in a round; a second session of the same one ends before it begins."""
@@ -374,6 +426,12 @@ class Service:
     def _deadlines(self) -> list[float]:
         engine = self._engine.next_deadline_s()
         return [*self.shards.deadlines(), *([] if engine is None else [engine])]
+
+
+_LOGGED = (
+    "round", "kind", "task", "status", "reason", "selected", "reported", "lost", "seconds", "bytes_up", "bytes_down",
+)  # fmt: skip
+"""What the log tells of a round: of its public row, without the metrics, which are in the row."""
 
 
 def _token() -> str:
