@@ -62,6 +62,7 @@ def run(
     """
     from covey.cli.pipes import terminate_with_stdin
     from covey.device.conditions.system import assumptions
+    from covey.device.heap import return_freed_memory
     from covey.device.priority import give_way
     from covey.types.errors import UsageError
 
@@ -73,6 +74,7 @@ def run(
                          got="some of them")  # fmt: skip
     if priority == "low":
         give_way()
+    return_freed_memory()
     homes = homes or (default_home(),)
     if server is None or population is None or owner_key is None:
         if once or len(homes) > 1:
