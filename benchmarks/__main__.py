@@ -16,6 +16,7 @@ RUNS = [
     ("simulation", "--model", "2nn"),
     ("simulation", "--model", "cnn"),
     ("rounds",),
+    ("population",),
     ("demo",),
     ("compression",),
     ("device_memory",),

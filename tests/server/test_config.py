@@ -122,7 +122,7 @@ def test_who_is_let_in_and_how_much_one_may_ask(load):
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "..", ".hidden", "é", "a\\u0000", "a\\n"])
 def test_a_population_that_would_not_fit_into_a_path_is_refused(load, name):
-    with pytest.raises(UsageError, match="population: expected letters, digits and -_"):
+    with pytest.raises(UsageError, match="population: expected 1 to 64 letters, digits and -_"):
         load(f'population = "{name}"')
 
 

@@ -17,7 +17,7 @@ from covey.plans.release import decode_release, delegate, verify_release
 from covey.plans.signing import private_key_pem, public_key_pem, sign_plan
 from covey.server.config import ReleaseConfig, ServerConfig
 from covey.server.logs import logging_to
-from covey.server.release_key import DELEGATION_FILE, KEY_FILE, OWNER_FILE
+from covey.server.release_key import DELEGATION_FILE, KEY_FILE
 from covey.server.releases import ReleaseHistory
 from covey.server.releasing import load_evaluation
 from covey.server.tasks import TaskState
@@ -40,7 +40,7 @@ EVALUATION = evaluation_plan(world.plan())
 def directory(tmp_path):
     key = Ed25519PrivateKey.generate()
     (tmp_path / KEY_FILE).write_bytes(private_key_pem(key))
-    (tmp_path / OWNER_FILE).write_bytes(public_key_pem(world.OWNER.public_key()))
+    (tmp_path / "owner.pub").write_bytes(public_key_pem(world.OWNER.public_key()))
     word = delegate(world.OWNER, P, key.public_key(), int(time.time()) + 3600)
     (tmp_path / DELEGATION_FILE).write_bytes(msgspec.json.encode(word))
     (tmp_path / "evaluation.covey").write_bytes(EVALUATION)

@@ -104,7 +104,7 @@ def _run_joined(home: Path, assume: tuple[str, ...], isolate: bool, as_json: boo
             DeviceAgent(
                 opened, m.server, m.policy(), ca_file=Path(m.ca_file) if m.ca_file else None, trainer=trainer,
                 conditions=conditions, verified=verified, on_event=show, clock=clock,
-                authority=m.authorities(1)[0], attestation=m.attestations(),
+                authority=m.pinned_authority(m.authority_tokens()), attestation=m.tokens(),
             )
             for m in members
         ]  # fmt: skip
@@ -127,17 +127,18 @@ def _run_devices(
 
     trainer, verified, lock, clock = _trainer(isolate), Verified(), threading.Lock(), SystemClock()
     ca_file, policy = Path(member.ca_file) if member.ca_file else None, member.policy()
-    attestation, authorities = member.attestations(), member.authorities(len(homes))
+    tokens, authority_tokens = member.tokens(), member.authority_tokens()
     with ExitStack() as stack:
         agents = []
         conditions = stack.enter_context(closing(system_conditions(homes[0], clock, assume=assume)))
-        for home, authority in zip(homes, authorities, strict=True):
+        for home in homes:
             opened = stack.enter_context(DeviceHome(home))
             show = _shown(home.name if len(homes) > 1 else "", as_json, lock)
             agents.append(
                 DeviceAgent(
                     opened, member.server, policy, ca_file=ca_file, trainer=trainer, conditions=conditions,
-                    verified=verified, on_event=show, clock=clock, authority=authority, attestation=attestation,
+                    verified=verified, on_event=show, clock=clock,
+                    authority=member.pinned_authority(authority_tokens), attestation=tokens,
                 )
             )  # fmt: skip
         with stop_on_signals(*(a.stop for a in agents)) as received:

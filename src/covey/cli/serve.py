@@ -56,11 +56,15 @@ def _print_ready(listening: "Listening") -> None:
 
 
 def _print_round(summary: "RoundSummary") -> None:
-    text = f"round {summary.round} {summary.status}"
+    evaluates = summary.kind == "evaluate"
+    text = f"{summary.task} " if evaluates else ""
+    text += f"round {summary.round} {summary.status.replace('_', ' ')}"
     if summary.reason:
         text += f" ({summary.reason})"
     if "correct" in summary.metrics:
-        text += f", {percent(summary.metrics['correct'])} right while training"
+        text += (
+            f", {percent(summary.metrics['correct'])} right {'on held-out examples' if evaluates else 'while training'}"
+        )
     click.echo(
         f"{text}: {summary.reported}/{summary.selected} reported, up {bytes_text(summary.bytes_up)}, "
         f"down {bytes_text(summary.bytes_down)}, {summary.seconds:.2f} s"

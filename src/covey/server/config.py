@@ -10,11 +10,11 @@ import msgspec
 from covey.admission.limits import Limits
 from covey.types.errors import UsageError
 
-__all__ = ["PaceConfig", "ReleaseConfig", "RoundConfig", "ServerConfig", "load_config"]
-
+__all__ = ["PaceConfig", "ReleaseConfig", "RoundConfig", "ServerConfig", "check_name", "load_config"]
 
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+_MAX_NAME = 64
 
 
 class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -177,11 +177,15 @@ def _check(path: Path, config: ServerConfig) -> None:
     for name, known in (("log_format", LOG_FORMATS), ("log_level", LOG_LEVELS)):
         if (text := getattr(config, name)) not in known:
             raise UsageError(f"configuration {path}: {name}", expected=" or ".join(known), got=text)
+    check_name(f"configuration {path}: population", config.population)
+    check_name(f"configuration {path}: task", config.task)
+
+
+def check_name(where: str, name: str) -> None:
+    """Raise UsageError for a name that would not go into addresses, paths and files as it is."""
     safe = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-    if not config.population or not set(config.population) <= safe or config.population.startswith("."):
-        raise UsageError(
-            f"configuration {path}: population", expected="letters, digits and -_.", got=repr(config.population)
-        )
+    if not 0 < len(name) <= _MAX_NAME or not set(name) <= safe or name.startswith("."):
+        raise UsageError(where, expected=f"1 to {_MAX_NAME} letters, digits and -_.", got=repr(name[: 2 * _MAX_NAME]))
 
 
 def _check_ranges(path: Path, table: msgspec.Struct, prefix: str, ranges: dict[str, tuple[float, float]]) -> None:

@@ -1,11 +1,13 @@
 """Run a server: open its directory, listen with TLS 1.3, serve until told to stop."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from covey.admission.listening import TlsServer, listen, tls_config
+from covey.server.admin import Admin, load_or_make_token
 from covey.server.admission import Gate
 from covey.server.authority import ensure_authority
 from covey.server.config import ServerConfig
@@ -16,6 +18,7 @@ from covey.server.metrics import serve_metrics
 from covey.server.population import load_population
 from covey.server.service import Service
 from covey.storage.blobs import storage_errors
+from covey.storage.lock import DirectoryLock
 from covey.storage.sqlite import SqliteStorage
 from covey.wire.messages import RoundSummary
 
@@ -40,7 +43,7 @@ def serve(
     """Serve until SIGINT or SIGTERM; then answer who waits, and return.
 
     Args:
-        directory: holds the files that ``config`` names; ``authority/``, ``credential.key`` and ``data/`` are made.
+        directory: holds the files that ``config`` names; ``authority/``, ``data/`` and the keys are made.
         config: what to serve, and how.
         on_ready: called once, when connections are accepted.
         on_round: gets every round that ends, committed or abandoned.
@@ -48,29 +51,32 @@ def serve(
     Raises:
         PortInUseError: something else listens there.
         UsageError: a file or a value that cannot be used.
-        StorageError: the directory cannot be written.
+        StorageError: the directory cannot be written, or another server uses it.
     """
-    with logging_to(config.log_format, config.log_level), listen(config.host, config.port) as listener:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(logging_to(config.log_format, config.log_level))
+        stack.callback(event, logging.INFO, "stopped")
+        listener = stack.enter_context(listen(config.host, config.port))
         authority = directory / "authority"
         ensure_authority(authority)
         with storage_errors(f"directory {directory}"):
             key = load_or_make_key(directory / "credential.key")
+            token = load_or_make_token(directory / "admin.token")
+        stack.enter_context(contextlib.closing(DirectoryLock(directory / "data" / "lock")))
         storage = SqliteStorage(directory / "data", keep_checkpoints=config.keep_checkpoints)
-        try:
-            record = load_population(storage, directory, config)
-            service = Service(storage, config, Credentials(key), on_round=on_round, directory=directory)
-            port = listener.getsockname()[1]
-            ready = Listening(f"https://{config.host}:{port}", config.population, record.round)
-            app = create_app(service, Gate.of(config, service.credentials, directory))
-            serving = tls_config(app, authority, config.limits)
-            server = TlsServer(
-                serving, on_ready=lambda: _begun(ready, service, on_ready), on_stop=lambda: _stopping(service)
-            )
-            with serve_metrics(service.metrics, config.metrics_port):
-                server.run(sockets=[listener])
-        finally:
-            storage.close()
-        event(logging.INFO, "stopped")
+        stack.enter_context(contextlib.closing(storage))
+        record = load_population(storage, directory, config)
+        service = Service(storage, config, Credentials(key), on_round=on_round, directory=directory)
+        port = listener.getsockname()[1]
+        ready = Listening(f"https://{config.host}:{port}", config.population, record.round)
+        admin = Admin(service, storage, directory, config, token)
+        app = create_app(service, Gate.of(config, service.credentials, directory), admin.routes())
+        serving = tls_config(app, authority, config.limits)
+        stack.enter_context(serve_metrics(service.metrics, config.metrics_port))
+        server = TlsServer(
+            serving, on_ready=lambda: _begun(ready, service, on_ready), on_stop=lambda: _stopping(service)
+        )
+        server.run(sockets=[listener])
 
 
 def _begun(ready: Listening, service: Service, on_ready: Callable[[Listening], None]) -> None:
