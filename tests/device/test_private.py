@@ -142,6 +142,10 @@ def test_a_floor_refuses_plans_without_noise():
     assert isinstance(effect, SendAbandon) and effect.message.reason == "plan_refused"
 
 
+def test_a_device_whose_ledger_keeps_participations_apart_accepts_trees():
+    assert isinstance(report(private_plan("tree:clip=1,noise=1"), PrivacyFloor(spaced=True)), SendReport)
+
+
 def test_a_floor_that_is_met_is_no_obstacle():
     plan = private_plan("gaussian:clip=1,noise=1")
     assert isinstance(report(plan, PrivacyFloor(noise_multiplier=1.0)), SendReport)

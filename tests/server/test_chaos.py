@@ -63,7 +63,7 @@ def judged(trained, updates, tmp_path, reported):
     storage = SqliteStorage(tmp_path / "data")
     first = storage.put_blob(plan().checkpoint)
     storage.create(PopulationRecord(probe.POPULATION, storage.put_blob(plan().archive), "", 0, first))
-    after = chaos._applied(manifest, updates, before, "11" * 32)
+    after = chaos.applied(manifest, updates, before, "11" * 32)
     counts = {"selected": 4, "lost": 4 - reported, "seconds": 1.0, "bytes_down": 0, "bytes_up": 0}
     row = RoundSummary(round=1, status="committed", reported=reported, metrics={"cost": 1.0}, **counts)
     row = type(row)(**{**{f: getattr(row, f) for f in row.__struct_fields__}, "checkpoint": storage.put_blob(after)})

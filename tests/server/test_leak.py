@@ -43,6 +43,9 @@ min_fraction = 0.75
 patience_s = 0.2
 report_timeout_s = 60.0
 step_timeout_s = 60.0
+[pace]
+least_s = 0.05
+most_s = 30
 """
 MODES = {
     "identity": {"secure": False},

@@ -168,10 +168,12 @@ def test_an_evaluation_that_fails_again_and_again_keeps_the_candidate_out():
     desk = with_first_release()
     desk.commit(4)
     wanted = desk.role.wanted(0.0)
-    assert desk.role.evaluation_failed(wanted, 0.0) is None
-    made = desk.role.evaluation_failed(wanted, 1.0)
+    assert not desk.role.evaluation_failed(wanted)
+    assert desk.role.evaluation_failed(wanted)
+    assert desk.role.wanted(0.0) == wanted
+    made = desk.role.give_up(wanted, 1.0)
     assert (made.status, made.reason) == ("refused", "evaluation_failed")
-    assert desk.role.evaluation_failed(wanted, 1.0) is None
+    assert desk.role.give_up(wanted, 1.0) is None and not desk.role.evaluation_failed(wanted)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from covey.recipes.prepare import Prepared
 
 __all__ = [
+    "active_option",
+    "authority_key_option",
+    "authority_named",
     "devices_option",
     "file_path",
     "json_option",
@@ -43,6 +46,36 @@ privacy_option = click.option(
 devices_option = click.option(
     "--devices", type=int, metavar="N", help="With --privacy: how many devices the population has."
 )
+
+
+active_option = click.option(
+    "--active", is_flag=True, help="Secure aggregation that holds against a server that lies to devices."
+)
+
+authority_key_option = click.option(
+    "--authority-key", type=file_path, metavar="FILE", help="With --active: the enrolment authority's authority.pub."
+)
+
+
+def authority_named(active: bool, key_file: Path | None, *, plain: bool) -> str:
+    """Return the authority's key in hex, or nothing if the server is trusted to follow the protocol.
+
+    Raises:
+        UsageError: one of ``--active`` and ``--authority-key`` without the other, or both in plain mode.
+    """
+    from covey.plans.signing import load_public_key
+
+    if not active and key_file is None:
+        return ""
+    if plain or not active or key_file is None:
+        raise UsageError(
+            "--active",
+            expected="--authority-key FILE beside it, and a secure plan",
+            got="another combination",
+            hint="`covey authority init DIR --population P` makes an authority, on a machine other than the server's",
+        )
+    key = load_public_key(read_file(key_file, "--authority-key"), f"--authority-key {key_file}")
+    return key.public_bytes_raw().hex()
 
 
 class _BatchSize(click.ParamType[Any]):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from covey.device.home import Credential, DeviceHome
-from covey.device.tokens import no_tokens
 from covey.device.transport import Transport
 from covey.types.clock import Clock
 from covey.types.errors import UnauthorizedError
@@ -29,8 +28,7 @@ class Account:
         transport: Transport,
         clock: Clock,
         on_enrolled: Callable[[], None],
-        *,
-        attestation: Callable[[], str] = no_tokens,
+        attestation: Callable[[], str] = lambda: "",
     ) -> None:
         """Prepare; nothing is sent yet. ``attestation`` returns the proof of being a device of the application."""
         self.bearer = ""

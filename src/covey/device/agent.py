@@ -25,7 +25,6 @@ from covey.device.ledger import Ledger
 from covey.device.pace import Pace
 from covey.device.policy import OwnerPolicy
 from covey.device.recorder import Recorder
-from covey.device.tokens import no_tokens
 from covey.device.trainer import OnnxTrainer, Trainer
 from covey.device.transport import HttpTransport, Transport
 from covey.device.verified import Verified
@@ -58,7 +57,7 @@ class DeviceAgent:
         verified: Verified | None = None,
         chance: random.Random | None = None,
         authority: PinnedAuthority | None = None,
-        attestation: Callable[[], str] = no_tokens,
+        attestation: Callable[[], str] = lambda: "",
     ) -> None:
         """Prepare an agent; nothing is sent yet.
 
@@ -91,10 +90,6 @@ class DeviceAgent:
         self._on_event = on_event
         self._stopping = threading.Event()
         self._transport = transport or HttpTransport(server_url, ca_file)
-        self._authority = authority
-        account = Account(
-            home, server_url, self.population, self._transport, self._clock, self._enrolled, attestation=attestation
-        )
         self._gate = Gate(
             self.population,
             self._clock,
@@ -107,8 +102,9 @@ class DeviceAgent:
             home=home,
             policy=policy,
             transport=self._transport,
-            account=account,
-            authority=authority,
+            account=Account(
+                home, server_url, self.population, self._transport, self._clock, self._enrolled, attestation
+            ),
             trainer=trainer or OnnxTrainer(within_budget=True),
             gate=self._gate,
             recorder=Recorder(Ledger.of_home(home.path), self.population, self._clock),
@@ -119,6 +115,7 @@ class DeviceAgent:
             stopping=self._stopping,
             summary=self.summary,
             tell=on_event,
+            authority=authority,
         )
         self._num_failures = 0
         self._held: tuple[str, ...] = ()
@@ -128,8 +125,8 @@ class DeviceAgent:
         """End the run soon: between two chunks of training, or now if the agent waits. From any thread."""
         self._stopping.set()
         self._transport.abort()
-        if self._authority is not None:
-            self._authority.abort()
+        if self._parts.authority is not None:
+            self._parts.authority.abort()
 
     def run(self, *, once: bool = False) -> AgentSummary:
         """Serve the population until :meth:`stop`, or, with ``once``, until one update was counted.

@@ -58,7 +58,7 @@ _LEAVES = "mask"
 class Parts:
     """What sessions of one population share.
 
-    ``authority`` certifies identities, for plans against an active server; ``used_sums`` are the secure sums that this
+    ``authority`` gives identities for plans against an active server; ``used_sums`` are the secure sums that this
     device took part in.
     """
 
@@ -180,11 +180,6 @@ class Driver:
             case Finished():
                 return effect
 
-    def _identity(self, now_s: int) -> Identity:
-        if self._parts.authority is None:
-            raise EnrolmentError("identity", expected="an enrolment authority to ask", got="only its key")
-        return self._parts.authority.identity(now_s)
-
     def _may_go_on(self) -> bool:
         return self._parts.gate.is_open()
 
@@ -217,6 +212,11 @@ class Driver:
             return session.trained(parts.trainer.run(effect.job, examples, should_stop))
         except TrainingStopped:
             return session.stopped(TIME_IS_UP if parts.clock.elapsed_s() > until_s else CONDITION_LAPSED)
+
+    def _identity(self, now_s: int) -> Identity:
+        if self._parts.authority is None:
+            raise EnrolmentError("identity", expected="an enrolment authority to ask", got="only its key")
+        return self._parts.authority.identity(now_s)
 
     def _blob(self, ref: BlobRef) -> bytes:
         """Return a blob from the cache, or download it, or the rest of it."""

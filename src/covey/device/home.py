@@ -107,6 +107,8 @@ class DeviceHome:
     def close(self) -> None:
         """Close the store and free the lock."""
         self.examples.close()
+        with suppress(OSError):
+            (self.path / _HOLDER).unlink()
         self._lock.close()
 
     def __enter__(self) -> "DeviceHome":

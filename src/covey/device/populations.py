@@ -13,7 +13,7 @@ from covey.device.authority import PinnedAuthority
 from covey.device.files import file_lock, storage_errors, written_whole
 from covey.device.policy import OwnerPolicy
 from covey.device.private import PrivacyFloor
-from covey.device.tokens import AttestationFile, no_tokens
+from covey.device.tokens import AttestationFile
 from covey.types.errors import StorageError, UsageError
 
 __all__ = ["Membership", "Populations"]
@@ -28,11 +28,10 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
         owner_key: the Ed25519 public key of whoever signs its plans, in hex.
         ca_file: PEM certificates of the authority to trust; empty: the system's.
         accept_plain, min_cohort, min_noise: see :class:`covey.device.policy.OwnerPolicy`.
-        attestation: a file with tokens of the application's backend for the server; empty: none is asked for.
-        authority: the enrolment authority, ``https://host:port``; empty: the server is trusted to follow the protocol.
-        authority_key: its Ed25519 public key, in hex; stands with ``authority``.
-        authority_ca: PEM certificates for its HTTPS; empty: the system's.
-        authority_attestation: tokens for the authority.
+        authority, authority_key, authority_ca: the enrolment authority's address, its Ed25519 public key in hex, and
+            whom to trust for its HTTPS; empty: none is pinned.
+        attestation, authority_attestation: files that the application keeps filled with proofs of being one of its
+            devices, for the server and for the authority; empty: neither wants any.
     """
 
     population: str
@@ -42,10 +41,10 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     accept_plain: bool = False
     min_cohort: int = 100
     min_noise: float = 0.0
-    attestation: str = ""
     authority: str = ""
     authority_key: str = ""
     authority_ca: str = ""
+    attestation: str = ""
     authority_attestation: str = ""
 
     def policy(self) -> OwnerPolicy:
@@ -57,12 +56,16 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
         where = f"population {self.population!r}"
         try:
             key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.owner_key))
+            authority = bytes.fromhex(self.authority_key)
         except ValueError as e:
-            raise UsageError(where, expected="an owner's key of 32 bytes in hex", got="something else") from e
-        if len(self.authority_key) not in (0, 64) or not set(self.authority_key) <= set("0123456789abcdef"):
-            raise UsageError(f"{where}: authority_key", expected="32 bytes in lower-case hex", got="something else")
-        if bool(self.authority) != bool(self.authority_key):
-            raise UsageError(f"{where}: authority", expected="an address and a key, or neither", got="one of them")
+            raise UsageError(where, expected="keys of 32 bytes in hex", got="something else") from e
+        if bool(self.authority) != bool(authority):
+            raise UsageError(
+                f"{where}: authority",
+                expected="an address with a key, both",
+                got="one of them",
+                hint="the key comes from the application by a trusted way, never from the server",
+            )
         if self.min_cohort < 1:
             raise UsageError(f"{where}: min_cohort", expected="at least 1", got=str(self.min_cohort))
         if not 0 <= self.min_noise < float("inf"):
@@ -72,33 +75,35 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
             self.population,
             accept_plain=self.accept_plain,
             min_cohort=self.min_cohort,
-            privacy=PrivacyFloor(noise_multiplier=self.min_noise),
-            authority=bytes.fromhex(self.authority_key),
+            privacy=PrivacyFloor(noise_multiplier=self.min_noise, spaced=True),
+            authority=authority,
         )
 
-    def tokens(self) -> Callable[[], str]:
-        """Return what gives the next attestation for the server. Raises UsageError."""
+    def attestations(self) -> Callable[[], str]:
+        """Return what gives the next proof for the server; share it between devices of one process.
+
+        Raises:
+            UsageError: a file without any.
+        """
         return _tokens(self.attestation)
 
-    def authority_tokens(self) -> Callable[[], str]:
-        """Return what gives the next attestation for the authority. Raises UsageError."""
-        return _tokens(self.authority_attestation)
+    def authorities(self, count: int) -> tuple[PinnedAuthority | None, ...]:
+        """Return the pinned authority for so many devices, each with a connection of its own; None where none is.
 
-    def pinned_authority(self, tokens: Callable[[], str]) -> PinnedAuthority | None:
-        """Return the enrolment authority for one device, or None where none is pinned. Raises UsageError."""
+        Raises:
+            UsageError: a bad address, certificate file, or a file without proofs.
+        """
         if not self.authority:
-            return None
-        return PinnedAuthority(
-            self.authority,
-            bytes.fromhex(self.authority_key),
-            self.population,
-            ca_file=Path(self.authority_ca) if self.authority_ca else None,
-            attestation=tokens,
+            return (None,) * count
+        key, tokens = bytes.fromhex(self.authority_key), _tokens(self.authority_attestation)
+        ca = Path(self.authority_ca) if self.authority_ca else None
+        return tuple(
+            PinnedAuthority(self.authority, key, self.population, ca_file=ca, attestation=tokens) for _ in range(count)
         )
 
 
-def _tokens(file: str) -> Callable[[], str]:
-    return AttestationFile(Path(file)) if file else no_tokens
+def _tokens(name: str) -> Callable[[], str]:
+    return AttestationFile(Path(name)) if name else lambda: ""
 
 
 class Populations:

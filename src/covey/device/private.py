@@ -28,11 +28,14 @@ class PrivacyFloor:
 
     Attributes:
         noise_multiplier: the least sigma / clip of the noise in a sum; above 0, plans without noise are refused.
+        spaced: whether the device's own ledger keeps the plan's limits on how often, and how soon again, it takes part:
+            then it accepts trees, whose noise counts on them.
         simulated: whether this is a simulation's device: it accepts seeded noise, noise of devices without masks, and
             trees, whose limits on participation the simulation enforces.
     """
 
     noise_multiplier: float = 0.0
+    spaced: bool = False
     simulated: bool = False
 
 
@@ -61,7 +64,7 @@ def check_privacy(floor: PrivacyFloor, manifest: Manifest) -> None:
         return
     if mechanism.distributed and terms.mode != "secure":
         raise _refused("mode", "secure aggregation: a device's own share hides too little by itself", terms.mode)
-    if mechanism.kind == "tree":
+    if mechanism.kind == "tree" and not floor.spaced:
         raise _refused("kind", "noise that needs no limit on how often a device takes part", "tree")
 
 

@@ -6,12 +6,7 @@ from pathlib import Path
 
 from covey.types.errors import UsageError
 
-__all__ = ["AttestationFile", "no_tokens"]
-
-
-def no_tokens() -> str:
-    """Return the proof of a device that nobody asks for one."""
-    return ""
+__all__ = ["AttestationFile"]
 
 
 class AttestationFile:

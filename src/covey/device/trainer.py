@@ -2,8 +2,8 @@
 
 The order is that of :mod:`covey.plans.manifest`: ``begin`` makes the state, the chunks of ``train`` or ``gradient``
 carry it along, ``finish`` turns it into the segments of the update. An evaluation runs ``eval`` under one model or two,
-and its update is the header alone. Between chunks (about a second of work each) and while one runs the caller is asked
-whether to go on.
+and its update is the header alone. Between chunks (about a second of work each), and while one runs, the caller is
+asked whether to go on.
 """
 
 import threading

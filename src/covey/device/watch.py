@@ -4,8 +4,6 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-import psutil
-
 from covey.device.runtime import RunStop, RunStoppedError
 from covey.types.errors import OverBudgetError
 
@@ -25,6 +23,8 @@ def never() -> bool:
 
 def resident_bytes() -> int:
     """Return how much memory this process has now."""
+    import psutil  # here: it opens the door to sockets, which the pure modules keep shut
+
     return int(psutil.Process().memory_info().rss)
 
 

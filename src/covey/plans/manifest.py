@@ -12,8 +12,7 @@ A plan holds four kinds of ONNX graph (opset <= 21, default domain):
     ``begin``: ``params.*``, ``shared.*`` -> ``state.*``. ``finish``: ``state.*``, ``params.*``, ``shared.*``,
     ``totals.*`` (float32 scalars: examples, weight, loss) -> ``<segment>.*``.
 ``eval``
-    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means. It is the
-    graph of the one phase of an evaluation plan (:mod:`covey.plans.evaluation`), which sends nothing but the header.
+    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means.
 ``predict``
     ``params.*``, ``input.*`` -> ``output.*``.
 
@@ -71,6 +70,8 @@ EVALUATION_SCHEMA = 3
 """The schema of plans whose phase evaluates."""
 TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
+BASIS = "basis"
+"""The name of what a structured update of low rank moves in, among the same."""
 
 BASE_METRICS = ("examples", "loss", "weight")
 COMPARISON = ("compared", "difference", "difference_squared")
@@ -172,9 +173,10 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     ``batch_size`` examples make a step, ``epochs`` passes are made over the device's examples, at most ``max_steps``
     steps in all; a chunk holds at most ``chunk_steps`` steps, about one second of work.
 
-    ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, a bool tensor
-    ``trained/<parameter>`` for each tensor of the one segment: the mask that its codec draws from the session's public
-    seed (a structured update). Other parameters do not move.
+    ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, what the
+    codec of the one segment draws from a public seed (a structured update): for ``mask``, a bool tensor
+    ``trained/<parameter>`` for each of its tensors, and other parameters do not move; for ``lowrank``, the float32
+    tensor ``basis``, and nothing moves but in its directions.
 
     A phase of graph ``eval`` has no state and no segments. Where the server broadcasts a second model as ``shared``,
     the device compares both by its mean of the metric ``compares``.
@@ -362,7 +364,7 @@ def _phase_checks(p: Phase, where: str) -> list[tuple[bool, str, str]]:
         (
             not p.trained_in_place or len(p.segments) == 1,
             f"{where}.trained_in_place",
-            "one segment, whose codec names the mask",
+            "one segment, whose codec names what is trained",
         ),
         (all(s.max_delta > 0 for s in p.segments), f"{where}.max_delta", "above 0"),
         (not p.compares, f"{where}.compares", "nothing but in an evaluation"),
@@ -376,10 +378,8 @@ def _evaluation_checks(m: Manifest, p: Phase, where: str) -> list[tuple[bool, st
         (not p.segments and not p.state and not p.trained_in_place, where, "an evaluation to send the header alone"),
         (p.shared == m.params, f"{where}.shared", "a second model's parameters"),
         (m.metrics[-len(COMPARISON) :] == COMPARISON, "metrics", f"to end with {', '.join(COMPARISON)}"),
-        (p.compares in m.graph_metrics, f"{where}.compares", "one of the metrics"),
-        (p.compares not in ("examples", "weight"), f"{where}.compares", "a metric that is divided by the weight"),
+        (p.compares in set(m.graph_metrics) - {"examples", "weight"}, f"{where}.compares", "a metric that has a mean"),
         (not m.hyper, "hyper", "no per-round values in an evaluation"),
-        # Metric sums would be opened without noise; they are absent from plans with noise for that reason.
         (m.privacy.noise is None, "privacy.noise", "none: an evaluation has nothing but metrics, which get no noise"),
     ]
 

@@ -19,6 +19,7 @@ import msgspec
 
 import covey
 from covey.compression.codec import codec_for, codec_named
+from covey.compression.structured_updates import ROW_VALUES, LowRank, RandomMask
 from covey.data.dataset import FederatedDataset
 from covey.plans.manifest import PrivacyTerms, RingPlan, SegmentPlan
 from covey.plans.plan import Plan, pack_plan, unpack_plan
@@ -56,11 +57,11 @@ def local_half(settings: Settings) -> Local:
     """Return the algorithm's device half for some settings; imports JAX.
 
     Raises:
-        UsageError: no such algorithm or optimizer, or a mask that the algorithm cannot train under.
+        UsageError: no such algorithm or optimizer, or a structured update that the algorithm cannot train.
     """
     from covey.algorithms.local.fedavg import fedavg_local
     from covey.algorithms.local.fedsgd import fedsgd_local
-    from covey.algorithms.local.structured import trained_in_place
+    from covey.algorithms.local.structured import low_rank_in_place, masked_in_place
 
     if settings.algorithm == "fedsgd":
         local = fedsgd_local(server_lr=settings.lr)
@@ -68,7 +69,19 @@ def local_half(settings: Settings) -> Local:
         local = fedavg_local(settings.lr, optimizer=settings.optimizer, server_lr=settings.server_lr)
     else:
         raise UsageError("--algorithm", expected="fedavg or fedsgd", got=settings.algorithm)
-    return local if codec_named(settings.compression).mask is None else trained_in_place(local)
+    structure = codec_named(settings.compression).structure
+    if isinstance(structure, RandomMask):
+        return masked_in_place(local)
+    if isinstance(structure, LowRank):
+        if settings.optimizer == "adam":
+            raise UsageError("--optimizer", expected="sgd or momentum under lowrank", got="adam", hint=_LINEAR)
+        return low_rank_in_place(local, ROW_VALUES, structure.rank)
+    return local
+
+
+_LINEAR = (
+    "a step of adam is not linear in the gradient, and would leave the directions that are sent; mask:P goes with it"
+)
 
 
 def plan_options(

@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from covey.server.admission import Gate
 from covey.server.messages import AbandonArrived, DeviceArrived, ReportArrived, StepArrived
+from covey.server.operations import operation_routes
 from covey.server.service import Service
 from covey.types.errors import (
     CoveyError,
@@ -28,6 +29,7 @@ from covey.wire.messages import (
     CREDENTIAL_SCHEME,
     MAX_MESSAGE_BYTES,
     Abandon,
+    Assignment,
     CheckIn,
     Enroll,
     ErrorBody,
@@ -63,27 +65,33 @@ def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRo
 
     async def check_in(request: Request) -> Response:
         message = decode_message(await small_body(request), CheckIn)
-        _authorize(service, gate, request)
+        subject = _authorize(service, gate, request)
         _own_population(service, message.population)
         if (now := service.come_back_now()) is not None:
             return json_answer(now)
-        ticket, answer = service.ask_selector(DeviceArrived)
-        return json_answer(await _unless_hung_up(request, answer, lambda: service.leave(ticket)))
+        ticket, waited = service.ask_selector(DeviceArrived, subject)
+        answer = await _unless_hung_up(request, waited, lambda: service.leave(ticket))
+        service.metrics.check_in("assigned" if isinstance(answer, Assignment) else "come_back")
+        return json_answer(answer)
 
     async def report(request: Request) -> Response:
         _authorize(service, gate, request)
         session = request.path_params["session"]
         _own_mode(service, session, "plain")
-        return json_answer(await received(request, lambda ticket, body: ReportArrived(ticket, session, body)))
+        with service.metrics.reporting() as done:
+            return json_answer(done(await received(request, lambda ticket, body: ReportArrived(ticket, session, body))))
 
     async def step(request: Request) -> Response:
         _authorize(service, gate, request)
         session, name = request.path_params["session"], _step(service, request)
-        if name == "mask":  # as large as a model: it is read into one of the few buffers
-            return json_answer(await received(request, lambda ticket, body: StepArrived(ticket, session, name, body)))
-        data = await small_body(request, _content_length(request, service.max_body_bytes))
-        taken = await service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data))
-        return json_answer(taken)
+        with service.metrics.reporting() as done:
+            if name == "mask":  # as large as a model: it is read into one of the few buffers
+                return json_answer(
+                    await received(request, lambda ticket, body: StepArrived(ticket, session, name, body))
+                )
+            data = await small_body(request, _content_length(request, service.max_body_bytes))
+            answer = service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data))
+            return json_answer(done(await answer))
 
     async def told(request: Request) -> Response:
         _authorize(service, gate, request)
@@ -121,11 +129,12 @@ def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRo
         _authorize(service, gate, request)
         session = request.path_params["session"]
         reason = message.reason[:64]
-        left = await service.ask_aggregator(session, lambda ticket: AbandonArrived(ticket, session, reason))
-        return json_answer(left)
+        return json_answer(
+            await service.ask_aggregator(session, lambda ticket: AbandonArrived(ticket, session, reason))
+        )
 
     async def blob(request: Request) -> Response:
-        counted = "authorization" in request.headers and _authorize(service, gate, request)
+        counted = "authorization" in request.headers and bool(_authorize(service, gate, request))
         name = request.path_params["sha256"]
         start = _range_start(request, name)
         data = service.blob(name, counted=counted, start=start)
@@ -151,7 +160,7 @@ def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRo
         finally:
             await service.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/enroll", enroll, methods=["POST"]),
             Route("/v1/checkin", check_in, methods=["POST"]),
@@ -162,6 +171,7 @@ def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRo
             Route("/v1/plans/{sha256}", blob, methods=["GET"]),
             Route("/v1/checkpoints/{sha256}", blob, methods=["GET"]),
             Route("/v1/populations/{population}", status, methods=["GET"]),
+            *operation_routes(service),
             *more,
         ],
         exception_handlers={
@@ -172,6 +182,8 @@ def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRo
         },
         lifespan=lifespan,
     )
+    app.state.metrics = service.metrics
+    return app
 
 
 def _range_start(request: Request, name: str) -> int:
@@ -199,12 +211,14 @@ def _step(service: Service, request: Request) -> str:
     return name
 
 
-def _authorize(service: Service, gate: Gate, request: Request) -> bool:
+def _authorize(service: Service, gate: Gate, request: Request) -> str:
+    """Return the subject of a credential that is good here."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme != CREDENTIAL_SCHEME:
         raise UnauthorizedError("credential", expected="a bearer credential", got="none", hint="enroll first")
-    _own_population(service, gate.admit(token, service.now_s()).population)
-    return True
+    claims = gate.admit(token, service.now_s())
+    _own_population(service, claims.population)
+    return claims.subject
 
 
 def _own_population(service: Service, population: str) -> None:
@@ -263,6 +277,7 @@ def _failure(status: int, body: ErrorBody) -> Response:
 
 async def _on_covey_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CoveyError)
+    request.app.state.metrics.failed(error.code)
     return _failure(
         error.http_status,
         ErrorBody(code=error.code, message=str(error), hint=error.hint, retry_after_s=error.retry_after_s),

@@ -21,15 +21,16 @@ _SOURCES = ("covey.server", "uvicorn.error")
 _FACTS = "covey_facts"
 
 
-def event(level: int, what: str, **facts: Any) -> None:
+def event(level: int, what: str, *, error: BaseException | None = None, **facts: Any) -> None:
     """Log that ``what`` happened.
 
     Args:
         level: of :mod:`logging`.
         what: a few constant words.
+        error: whose traceback is told.
         facts: numbers and stable words; never anything of one device.
     """
-    LOG.log(level, what, extra={_FACTS: facts})
+    LOG.log(level, what, exc_info=error, extra={_FACTS: facts})
 
 
 class _Text(logging.Formatter):

@@ -1,6 +1,7 @@
 """Run a server: open its directory, listen with TLS 1.3, serve until told to stop."""
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from covey.server.authority import ensure_authority
 from covey.server.config import ServerConfig
 from covey.server.credentials import Credentials, load_or_make_key
 from covey.server.http import create_app
+from covey.server.logs import event, logging_to
+from covey.server.metrics import serve_metrics
 from covey.server.population import load_population
 from covey.server.service import Service
 from covey.storage.blobs import storage_errors
@@ -40,7 +43,7 @@ def serve(
     """Serve until SIGINT or SIGTERM; then answer who waits, and return.
 
     Args:
-        directory: holds the files that ``config`` names; ``authority/``, ``data/`` and the keys are made.
+        directory: holds the files that ``config`` names; ``authority/``, ``credential.key`` and ``data/`` are made.
         config: what to serve, and how.
         on_ready: called once, when connections are accepted.
         on_round: gets every round that ends, committed or abandoned.
@@ -51,6 +54,7 @@ def serve(
         StorageError: the directory cannot be written, or another server uses it.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(logging_to(config.log_format, config.log_level))
         listener = stack.enter_context(listen(config.host, config.port))
         authority = directory / "authority"
         ensure_authority(authority)
@@ -61,11 +65,26 @@ def serve(
         storage = SqliteStorage(directory / "data", keep_checkpoints=config.keep_checkpoints)
         stack.enter_context(contextlib.closing(storage))
         record = load_population(storage, directory, config)
-        service = Service(storage, config, Credentials(key), on_round=on_round)
+        service = Service(storage, config, Credentials(key), on_round=on_round, directory=directory)
         port = listener.getsockname()[1]
         ready = Listening(f"https://{config.host}:{port}", config.population, record.round)
         admin = Admin(service, storage, directory, config, token)
         app = create_app(service, Gate.of(config, service.credentials, directory), admin.routes())
         serving = tls_config(app, authority, config.limits)
-        server = TlsServer(serving, on_ready=lambda: on_ready(ready), on_stop=service.stop)
+        server = TlsServer(
+            serving, on_ready=lambda: _begun(ready, service, on_ready), on_stop=lambda: _stopping(service)
+        )
+        stack.enter_context(serve_metrics(service.metrics, config.metrics_port))
         server.run(sockets=[listener])
+        event(logging.INFO, "stopped")
+
+
+def _begun(ready: Listening, service: Service, on_ready: Callable[[Listening], None]) -> None:
+    on_ready(ready)
+    state = service.releasing.desk.state(service.now_s())
+    event(logging.INFO, "serving", population=ready.population, round=ready.round, releases=state)
+
+
+def _stopping(service: Service) -> None:
+    event(logging.INFO, "stopping")
+    service.stop()

@@ -5,11 +5,14 @@ The selector and the coordinator run on the event loop; the aggregators, in thre
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 import secrets
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from covey.privacy.randomness import AesCtr
@@ -18,7 +21,10 @@ from covey.server.config import ServerConfig
 from covey.server.coordinator import Coordinator, CoordinatorState
 from covey.server.credentials import Credentials
 from covey.server.engine import Engine
+from covey.server.health import check_health, tell_stopped_clock
+from covey.server.logs import event
 from covey.server.messages import (
+    AbandonArrived,
     BytesServed,
     ChangeTask,
     CreateTask,
@@ -26,15 +32,20 @@ from covey.server.messages import (
     Envelope,
     Reply,
     StepAwaited,
+    WantDevices,
     coordinator_address,
     selector_address,
 )
+from covey.server.metrics import Metrics
+from covey.server.pace import PaceSettings, PaceSteering
+from covey.server.participation import Participation, already_in_round
 from covey.server.reconnect import Reconnect
+from covey.server.releasing import Releasing
 from covey.server.selector import Selector, SelectorSettings
 from covey.server.shards import Shards
 from covey.storage.interface import Storage
-from covey.types.errors import BusyError, CoveyError, NotFoundError, RoundClosedError
-from covey.wire.messages import ComeBack, PopulationStatus, RoundSummary, TaskStatus
+from covey.types.errors import AlreadyInRoundError, BusyError, CoveyError, NotFoundError, RoundClosedError
+from covey.wire.messages import Assignment, ComeBack, PopulationStatus, RoundSummary, TaskStatus
 
 __all__ = ["Service"]
 
@@ -53,6 +64,7 @@ class Service:
         *,
         now_s: Callable[[], float] | None = None,
         on_round: Callable[[RoundSummary], None] = lambda summary: None,
+        directory: Path | None = None,
     ) -> None:
         """Put the roles together; :meth:`start` begins.
 
@@ -62,6 +74,7 @@ class Service:
             credentials: who may come in.
             now_s: the clock, seconds since 1970; None: one that no setting of the machine's moves.
             on_round: gets every round that ends, on the event loop: it must be quick.
+            directory: with what releases are signed by; None: there are no releases.
         """
         self.population = config.population
         self.credentials = credentials
@@ -74,7 +87,12 @@ class Service:
             num_shards=config.num_shards,
             noise=AesCtr(os.urandom(32), private=True),
         )
-        self.reconnect = Reconnect(config.retry_s)
+        self.pace = PaceSteering(
+            PaceSettings(config.round.goal, config.poll_s, config.pace.margin, config.pace.least_s, config.pace.most_s)
+        )
+        self.reconnect = Reconnect(config.retry_s, pace=self.pace)
+        self._paced: WantDevices | None = None
+        self.participation = Participation()
         waiting = SelectorSettings(config.poll_s, config.max_waiting)
         self.selector = Selector(self.population, waiting, random.SystemRandom())
         self._engine = Engine(
@@ -102,6 +120,13 @@ class Service:
         self._changed = asyncio.Event()
         self._stopping = False
         self._ticker: asyncio.Task[None] | None = None
+        self.metrics = Metrics()
+        self.releasing = Releasing(storage, directory, config, self._administer_later, self.metrics, self.now_s)
+        self.metrics.watch(
+            waiting=lambda: self.selector.num_waiting,
+            round_number=lambda: self.coordinator.round,
+            release=lambda: self.releasing.desk.version,
+        )
         self._open_shards()
 
     @property
@@ -111,8 +136,10 @@ class Service:
 
     def start(self) -> None:
         """Begin the first round and keep the time."""
+        self.releasing.start()
         self._dispatch(self._engine.deliver(self.coordinator.start(self.now_s()), self.now_s()))
         self._ticker = asyncio.create_task(self._keep_time())
+        self._ticker.add_done_callback(tell_stopped_clock)
 
     def stop(self) -> None:
         """Send everybody who waits away; safe to call twice."""
@@ -142,15 +169,23 @@ class Service:
             return self._come_back("paused")
         return None
 
-    def ask_selector(self, message: Callable[[str], Any]) -> tuple[str, "asyncio.Future[Any]"]:
-        """Send ``message(ticket)`` to the selector; return the ticket and the answer to come."""
+    def ask_selector(self, message: Callable[[str], Any], subject: str) -> tuple[str, "asyncio.Future[Any]"]:
+        """Send ``message(ticket)`` to the selector; return the ticket and the answer to come.
+
+        Whoever waits already under the same ``subject`` of a credential is refused: it has one place.
+        """
         ticket, answer = self._ticket()
+        self.pace.observe_checkin(self.now_s())
+        if former := self.participation.arrived(ticket, subject):
+            self._answer(former, Reply(already_in_round()))
+            self._send(selector_address(self.population), DeviceLeft(former))
         self._send(selector_address(self.population), message(ticket))
         return ticket, answer
 
     def leave(self, ticket: str) -> None:
         """Note that a request's client hung up."""
         self._waiting.pop(ticket, None)
+        self.participation.left(ticket)
         self._send(selector_address(self.population), DeviceLeft(ticket))
 
     def await_step(self, session: str, step: str) -> tuple[str, "asyncio.Future[Any]"]:
@@ -180,6 +215,14 @@ class Service:
         ticket, answer = self._ticket()
         self.shards.post(place, message(ticket))
         return answer
+
+    def check_health(self) -> None:
+        """Check that the storage answers and the clock runs.
+
+        Raises:
+            UnhealthyError: says which of them does not.
+        """
+        check_health(self._ticker, lambda: self._storage.load(self.population))
 
     async def administer(self, message: Callable[[str], CreateTask | ChangeTask]) -> TaskStatus:
         """Send ``message(ticket)`` to the coordinator; return how the task stands then.
@@ -270,6 +313,8 @@ class Service:
             mode=manifest.privacy.mode,
             min_cohort=manifest.privacy.min_cohort,
             rounds=self._storage.rounds(population, max(0, after)),
+            release=self.releasing.desk.version,
+            releasing=self.releasing.desk.state(self.now_s()),
         )
 
     def _come_back(self, reason: str) -> ComeBack:
@@ -279,7 +324,12 @@ class Service:
 
     def _stamped(self, message: Any) -> Any:
         """Fill in when a device shall come again: the only place where that is decided."""
-        return self.reconnect.stamped(message, self.now_s(), self.coordinator.expected_at_s)
+        now_s, wish = self.now_s(), self.selector.wish
+        if wish is not None and wish is not self._paced:
+            lasts_s = 0.0 if wish.expected_at_s is None else wish.expected_at_s - now_s
+            self.pace.observe_round(now_s, wanted=wish.count, at_least=wish.at_least, lasts_s=lasts_s)
+            self._paced = wish
+        return self.reconnect.stamped(message, now_s, self.coordinator.expected_at_s)
 
     # Routing
 
@@ -295,6 +345,8 @@ class Service:
     def _dispatch(self, envelopes: list[Envelope]) -> None:
         """Carry what left the engine to where it belongs."""
         self._changed.set()
+        if self.coordinator.summaries > self._num_told:
+            self.participation.end()
         for envelope in envelopes:
             kind, _, rest = envelope.to.partition("/")
             if kind == "device":
@@ -306,11 +358,14 @@ class Service:
                 self.shards.post((task, int(shard)), envelope.message)
         if self.coordinator.summaries > self._num_told:
             for summary in self._storage.rounds(self.population, self._num_told):
-                self._on_round(summary)
+                self._tell(summary)
             self._num_told = self.coordinator.summaries
 
     def _answer(self, ticket: str, message: Reply) -> None:
+        subject = self.participation.left(ticket)
         answer = self._waiting.pop(ticket, None)
+        if isinstance(message.message, Assignment):
+            message = self._once(message.message, subject)
         if answer is None or answer.done():
             return  # the client hung up; its session ends at the deadline
         stamped = self._stamped(message.message)
@@ -318,6 +373,39 @@ class Service:
             answer.set_exception(stamped)
         else:
             answer.set_result(stamped)
+
+    def _tell(self, row: RoundSummary) -> None:
+        """Tell of a round that ended whoever wants to know."""
+        self._on_round(row)
+        self.metrics.round_ended(row)
+        event(logging.INFO, "round ended", **{name: getattr(row, name) for name in _LOGGED})
+        self.releasing.round_ended(row)
+
+    def _administer_later(self, message: CreateTask | ChangeTask, refused: Callable[[CoveyError], None]) -> None:
+        """Send a message to the coordinator when what is at hand is done; call ``refused`` if it is not done."""
+
+        def send() -> None:
+            if self._stopping:
+                return
+            ticket, answer = self._ticket()
+            answer.add_done_callback(answered)
+            self._send(coordinator_address(self.population), replace(message, ticket=ticket))
+            self._open_shards()
+
+        def answered(answer: "asyncio.Future[Any]") -> None:
+            if not answer.cancelled() and isinstance(error := answer.exception(), CoveyError):
+                refused(error)
+
+        asyncio.get_running_loop().call_soon(send)
+
+    def _once(self, given: Assignment, subject: str) -> Reply:
+        """Let a device take part once in a round; a second session of the same one ends before it begins."""
+        try:
+            self.participation.admit(f"{given.task}/{given.public_seed}/{given.phase}", subject)
+        except AlreadyInRoundError as error:
+            self.shards.post(self.shards.place(given.session), AbandonArrived(_token(), given.session, error.code))
+            return Reply(error)
+        return Reply(given)
 
     def _open_shards(self) -> None:
         """Make aggregators for tasks that are new."""
@@ -338,6 +426,12 @@ class Service:
     def _deadlines(self) -> list[float]:
         engine = self._engine.next_deadline_s()
         return [*self.shards.deadlines(), *([] if engine is None else [engine])]
+
+
+_LOGGED = (
+    "round", "kind", "task", "status", "reason", "selected", "reported", "lost", "seconds", "bytes_up", "bytes_down",
+)  # fmt: skip
+"""What the log tells of a round: of its public row, without the metrics, which are in the row."""
 
 
 def _token() -> str:

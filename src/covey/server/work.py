@@ -231,8 +231,9 @@ class Evaluation:
         self._checkpoint = checkpoint_ref(self._read())
 
     def shared(self, phase: int) -> Tensors:
-        """Return nothing."""
-        return {}
+        """Return the model that the first is compared with, where there is one."""
+        other = self.task.settings.reference
+        return unpack_tensors(self.manifest.params, self._storage.blob(other)) if other else {}
 
     def charge(self, phase: int, attempt: str) -> None:
         """Do nothing."""
@@ -248,7 +249,7 @@ class Evaluation:
         return row
 
     def _read(self) -> bytes:
-        chosen = self.task.record.checkpoint
+        chosen = self.task.settings.candidate or self.task.record.checkpoint
         return self._storage.blob(chosen or _population(self.task, self._storage).checkpoint)
 
 

@@ -41,6 +41,7 @@
     ├── SessionError           session_invalid
     │   ├── SessionUnknownError session_unknown      no such session here (for example after a restart)
     │   ├── RoundClosedError   round_closed          a stale round: closed before the report came
+    │   ├── AlreadyInRoundError already_in_round     a device that takes part in the round, or waits, already
     │   └── AlreadyCountedError already_counted      a second report for one session
     ├── StateError             illegal_transition    a message that the state machine does not accept now
     │   └── TaskStateError     task_state            a task that cannot do in its state what was asked
@@ -68,6 +69,7 @@
     ├── PortInUseError         port_in_use
     ├── UnhealthyError         unhealthy             the storage does not answer, or no clock runs
     ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
+    ├── NoReleaseError         no_release            a device that is asked for a model before it has one
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
         ├── ClipMissingError   privacy_no_clip       noise without a clip
         ├── DeltaError         privacy_delta         delta of 1/population or more
@@ -83,6 +85,7 @@ from typing import ClassVar
 
 __all__ = [
     "AlreadyCountedError",
+    "AlreadyInRoundError",
     "AttestationError",
     "BlobHashError",
     "BudgetExhaustedError",
@@ -102,6 +105,7 @@ __all__ = [
     "LedgerBrokenError",
     "MissingExtraError",
     "NoiseError",
+    "NoReleaseError",
     "NotFoundError",
     "OverBudgetError",
     "ParityError",
@@ -438,6 +442,13 @@ class RoundClosedError(SessionError):
     http_status = 409
 
 
+class AlreadyInRoundError(SessionError):
+    """A device that takes part in the round already, or waits already: its credential counts once."""
+
+    code = "already_in_round"
+    http_status = 409
+
+
 class AlreadyCountedError(SessionError):
     """A second report for one session. For the device that is success."""
 
@@ -601,6 +612,12 @@ class PortInUseError(CoveyError):
     """A port on which something else listens."""
 
     code = "port_in_use"
+
+
+class NoReleaseError(CoveyError):
+    """A device that is asked for a prediction before it has a release."""
+
+    code = "no_release"
 
 
 class UnhealthyError(CoveyError):

@@ -197,8 +197,9 @@ class Demo:
         where = ["--server", self._url, "--population", RECIPE, "--owner-key", str(owner), "--ca", str(self._ca)]
         plain = [] if self._secure else ["--accept-plain"]
         terms = [*plain, "--min-cohort", str(_MIN_COHORT), "--json", "--stop-with-stdin"]
-        # These devices are played: whether the machine that plays them is idle or charging says nothing about them.
-        return ["device", "run", *where, *terms, "--assume", "idle,charging,battery", *homes]
+        # These devices are played: whether the machine that plays them is idle or busy says nothing about them.
+        played = ["--assume", "idle,charging,battery", "--priority", "normal"]
+        return ["device", "run", *where, *terms, *played, *homes]
 
     def _watch(self) -> None:
         """Show rounds as they happen, and start again what died, until all rounds are done."""

@@ -19,7 +19,7 @@ from covey.plans.lowering.programs import (
     specs,
     stripped,
 )
-from covey.plans.manifest import TRAINED, AlgorithmRef, Manifest, Phase, SegmentPlan, needed_schema
+from covey.plans.manifest import BASIS, TRAINED, AlgorithmRef, Manifest, Phase, SegmentPlan, needed_schema
 from covey.plans.plan import pack_plan
 from covey.plans.task import Local, PlanOptions, Task
 from covey.types.errors import ParityError, PlanBuildError
@@ -119,7 +119,7 @@ def _manifest(programs: Programs, shapes: _Signature) -> Manifest:
         name="train" if local.graph == "train" else "gradient",
         graph=local.graph,
         state=specs(named_leaves(programs.state, "state"), "state"),
-        shared=specs({k: v for k, v in shared.items() if not _is_mask(k)}, "shared"),
+        shared=specs({k: v for k, v in shared.items() if not _is_drawn(k)}, "shared"),
         segments=tuple(
             SegmentPlan(
                 name=name,
@@ -134,7 +134,7 @@ def _manifest(programs: Programs, shapes: _Signature) -> Manifest:
         epochs=options.epochs,
         max_steps=options.max_steps or max_steps,
         chunk_steps=options.chunk_steps,
-        trained_in_place=any(map(_is_mask, shared)),
+        trained_in_place=any(map(_is_drawn, shared)),
     )
     return Manifest(
         schema=needed_schema(options.privacy),
@@ -161,7 +161,7 @@ def _check_parity(programs: Programs, shapes: _Signature, graphs: Mapping[str, b
     task, local = programs.task, programs.local
     rng = np.random.Generator(np.random.Philox(key=0))
     params = prefixed("params", initial_params(task, seed=0))
-    shared = {k: _plausible(v, rng) for k, v in shapes.tree("shared").items()}
+    shared = {k: _plausible(k, v, rng) for k, v in shapes.tree("shared").items()}
     where = f"plan {task.name!r}"
 
     def check(name: str, fn: Any, inputs: Arrays) -> None:
@@ -230,14 +230,17 @@ def _fields(
     return {f.name: random_field(f, (*lead, *f.shape), rng) for f in fields}
 
 
-def _plausible(struct: Any, rng: np.random.Generator) -> Any:
+def _plausible(name: str, struct: Any, rng: np.random.Generator) -> Any:
     if struct.dtype == np.bool_:
         return rng.random(struct.shape) < 0.5
-    return rng.standard_normal(struct.shape).astype(struct.dtype)
+    values = rng.standard_normal(struct.shape)
+    # Columns about as long as a basis has them: longer ones would make every step larger than any that is taken.
+    return (values / np.sqrt(struct.shape[0]) if name == f"shared.{BASIS}" else values).astype(struct.dtype)
 
 
-def _is_mask(name: str) -> bool:
-    return name.startswith(f"{TRAINED}/")
+def _is_drawn(name: str) -> bool:
+    """Return whether a broadcast tensor is a structured update's, which the device draws itself."""
+    return name == BASIS or name.startswith(f"{TRAINED}/")
 
 
 def _check_options(options: PlanOptions) -> None:
