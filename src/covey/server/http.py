@@ -120,7 +120,7 @@ def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRo
                 raise UpdateFormatError("report", expected=f"{size} bytes", got=f"{used} bytes", hint="truncated")
             answer = service.deliver(request.path_params["session"], buffer, used, message)
         except BaseException:
-            service.give_buffer(buffer, used)
+            service.buffers.give(buffer, used)
             raise
         return await answer
 
