@@ -6,6 +6,7 @@ The selector and the coordinator run on the event loop; the aggregators, in thre
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import random
 import secrets
@@ -118,6 +119,7 @@ class Service:
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._blobs: dict[str, bytes] = {}
         self._changed = asyncio.Event()
+        self._wakes_at_s = math.inf
         self._stopping = False
         self._ticker: asyncio.Task[None] | None = None
         self.metrics = Metrics()
@@ -144,6 +146,7 @@ class Service:
     def stop(self) -> None:
         """Send everybody who waits away; safe to call twice."""
         self._stopping = True
+        self._changed.set()
         self._dispatch(self.selector.dismiss("restarting"))
         for answer in self._polls.values():
             if not answer.done():  # its sum dies with this process
@@ -344,7 +347,8 @@ class Service:
 
     def _dispatch(self, envelopes: list[Envelope]) -> None:
         """Carry what left the engine to where it belongs."""
-        self._changed.set()
+        if min(self._deadlines(), default=math.inf) < self._wakes_at_s:
+            self._changed.set()  # else the clock sleeps on: to wake it for every check-in costs as much as to answer it
         if self.coordinator.summaries > self._num_told:
             self.participation.end()
         for envelope in envelopes:
@@ -416,6 +420,7 @@ class Service:
         while not self._stopping:
             self._changed.clear()
             due_s = min(self._deadlines(), default=None)
+            self._wakes_at_s = math.inf if due_s is None else due_s
             wait_s = None if due_s is None else max(0.0, due_s - self.now_s())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)
