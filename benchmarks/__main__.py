@@ -25,6 +25,9 @@ RUNS = [
     ("secagg",),
     ("predict",),
     ("personalization",),
+    ("pace",),
+    ("chaos",),
+    ("server",),
 ]
 
 
