@@ -16,6 +16,7 @@ RUNS = [
     ("simulation", "--model", "2nn"),
     ("simulation", "--model", "cnn"),
     ("rounds",),
+    ("population",),
     ("demo",),
     ("compression",),
     ("device_memory",),
@@ -23,6 +24,8 @@ RUNS = [
     ("first_round",),
     ("privacy",),
     ("secagg",),
+    ("predict",),
+    ("personalization",),
 ]
 
 

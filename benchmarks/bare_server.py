@@ -38,7 +38,9 @@ def main() -> None:
     config.load()
     assert config.ssl is not None
     config.ssl.minimum_version = ssl.TLSVersion.TLSv1_3
-    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(2048)
     print(f"serving on https://127.0.0.1:{listener.getsockname()[1]}, bare", flush=True)
     uvicorn.Server(config).run(sockets=[listener])
 

@@ -56,6 +56,9 @@ patience_s = 0.3
 selection_timeout_s = 10.0
 report_timeout_s = 5.0
 step_timeout_s = 1.5
+[pace]
+least_s = 0.05
+most_s = 30
 """
 
 
@@ -221,11 +224,11 @@ def _wrong(manifest: Manifest, watched: list[WatchedDevice], row: RoundSummary, 
     if len(who) != row.reported:
         return f"{row.reported} reported, {len(who)} are in the sum"
     attempts = set.intersection(*(set(watched[i].updates) for i in who))
-    sums = (_applied(manifest, [watched[i].updates[seed] for i in who], before, seed) for seed in attempts)
+    sums = (applied(manifest, [watched[i].updates[seed] for i in who], before, seed) for seed in attempts)
     return "" if pack_tensors(after, manifest.params) in sums else "not the sum of the devices that it names"
 
 
-def _applied(manifest: Manifest, updates: list[dict[str, np.ndarray]], before: Tensors, seed: str) -> bytes:
+def applied(manifest: Manifest, updates: list[dict[str, np.ndarray]], before: Tensors, seed: str) -> bytes:
     """Return the checkpoint that the sum of some updates leads to."""
     total = SegmentSum(manifest.layout(0))
     for update in updates:

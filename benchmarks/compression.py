@@ -87,6 +87,7 @@ EXPERIMENTS = {
             Arm("HD, wide steps, entropy coded", "hd|uniform:6"),
             Arm("wide steps, entropy coded", "uniform:8"),
             Arm("structured: mask 1/16, EDEN 1 bit", "mask:0.0625|hd|eden:1"),
+            Arm("structured: rank 16 of 256, EDEN 1 bit", "lowrank:16|hd|eden:1"),
             Arm("top 1 %, 2 bits", "topk:0.01|quantize:2"),
         ),
         (

@@ -44,7 +44,7 @@ def made_up_update(manifest: Manifest, seed: int) -> dict[str, NDArray[np.floati
 
 
 class LightDevice:
-    """One connection that stays open, and one credential."""
+    """One connection that stays open, and one credential. ``small_bytes``: of its messages but masked updates."""
 
     def __init__(self, url: str, tls: ssl.SSLContext, population: str) -> None:
         """Prepare; nothing is sent yet."""
@@ -53,24 +53,39 @@ class LightDevice:
         self._population = population
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self.credential = ""
-        self.bytes_up = 0
+        self.small_bytes = 0
 
     async def request(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Send a request; return its status and content."""
-        if self._streams is None:
-            self._streams = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
-        reader, writer = self._streams
+        """Send a request; return its status and content.
+
+        A connection that the server closed in that moment is made anew, and the same bytes are sent again: every
+        request of the protocol may be repeated.
+        """
+        try:
+            return await self._exchange(method, path, body)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            await self.close()
+            return await self._exchange(method, path, body)
+
+    async def _exchange(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        reader, writer = await self.connect()
         bearer = f"authorization: Bearer {self.credential}\r\n" if self.credential else ""
         head = f"{method} {path} HTTP/1.1\r\nhost: {self._host}\r\n{bearer}content-length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
         await writer.drain()
         answer = await reader.readuntil(b"\r\n\r\n")
-        status = int(answer[9:12])
-        size = 0
+        status, size = int(answer[9:12]), 0
         for line in answer.split(b"\r\n")[1:]:
             if line[:15].lower() == b"content-length:":
                 size = int(line[15:])
         return status, await reader.readexactly(size)
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return the connection; a new one where the server has closed it, as it does with idle ones."""
+        if self._streams is None or self._streams[0].at_eof():
+            await self.close()
+            self._streams = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
+        return self._streams
 
     async def close(self) -> None:
         """Close the connection."""
@@ -106,7 +121,9 @@ class LightDevice:
         given: Assignment,
         inputs: Callable[[], list[NDArray[np.int64]]],
         randomness: Callable[[int], bytes],
+        *,
         lost_before: str = "",
+        masks: asyncio.Semaphore,
     ) -> str:
         """Go through a secure sum; return the last step whose message was taken.
 
@@ -116,22 +133,31 @@ class LightDevice:
             inputs: makes the integers that are summed, when they are needed.
             randomness: returns that many unpredictable bytes.
             lost_before: the step before which this device is lost.
+            masks: how many of the process's devices may hold an update at a time.
         """
-        secure = SecureReport(
-            manifest, given, self._population, inputs(), randomness=randomness, used_sums=set(),
-        )  # fmt: skip
-        body, done = b"", ""
+        values: list[NDArray[np.int64]] = []
+        secure = SecureReport(manifest, given, self._population, values, randomness=randomness, used_sums=set())
+        path, body, told, done = f"/v1/sessions/{given.session}/secure", b"", b"", ""
         for step in SECURE_STEPS:
             if step == lost_before:
                 return done
-            await self._sent(f"/v1/sessions/{given.session}/secure/{step}", body)
+            if step == "mask":
+                async with masks:
+                    values += inputs()
+                    _, body = secure.told("share", told)
+                    values.clear()
+                    await self._sent(f"{path}/{step}", body)
+                    self.small_bytes -= len(body)
+                    body = b""
+            else:
+                await self._sent(f"{path}/{step}", body)
             done = step
             if step == SECURE_STEPS[-1]:
                 return done
             told = await self._told(given.session, step)
             if step == "ready":
                 body = secure.joined(msgspec.json.decode(told, type=Joined))
-            else:
+            elif step != "share":
                 _, body = secure.told(step, told)
         return done
 
@@ -145,9 +171,9 @@ class LightDevice:
 
     async def _sent(self, path: str, body: bytes) -> None:
         while True:
-            self.bytes_up += len(body)
             status, data = await self.request("POST", path, body)
             if status == 200:
+                self.small_bytes += len(body)
                 return
             if status != 503:
                 raise TransportError("server", expected="success", got=f"{status} {data[:200]!r}")

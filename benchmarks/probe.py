@@ -20,11 +20,11 @@ from covey.device.policy import OwnerPolicy
 from covey.plans.lowering.build import build_plan, initial_params
 from covey.plans.manifest import ExampleSchema, FieldSpec, PrivacyTerms, Query, SecureTerms
 from covey.plans.plan import Plan, unpack_plan
-from covey.plans.signing import generate_owner_key, sign_plan
+from covey.plans.signing import generate_owner_key, public_key_pem, sign_plan
 from covey.plans.task import Out, PlanOptions, Task
 from covey.types.tensors import Tensors, pack_tensors, sha256_hex
 
-__all__ = ["EXAMPLES", "OWNER", "POPULATION", "ProbePlan", "counted", "examples", "policy", "schema"]
+__all__ = ["EXAMPLES", "OWNER", "POPULATION", "ProbePlan", "counted", "examples", "policy", "schema", "write_directory"]
 
 POPULATION = "probe"
 OWNER = generate_owner_key()
@@ -94,12 +94,18 @@ class ProbePlan:
 
     def write(self, directory: Path, config: str) -> Path:
         """Write what ``covey serve`` needs; ``config`` follows the population's name in ``server.toml``."""
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "plan.covey").write_bytes(self.archive)
-        (directory / "plan.sig").write_text(sign_plan(OWNER, POPULATION, sha256_hex(self.archive)).hex() + "\n")
-        (directory / "checkpoint.bin").write_bytes(self.checkpoint)
-        (directory / "server.toml").write_text(f'population = "{POPULATION}"\n{config}')
-        return directory
+        return write_directory(directory, self.archive, self.checkpoint, config)
+
+
+def write_directory(directory: Path, archive: bytes, checkpoint: bytes, config: str) -> Path:
+    """Write what ``covey serve`` needs for the population, with a plan that its owner signed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "plan.covey").write_bytes(archive)
+    (directory / "plan.sig").write_text(sign_plan(OWNER, POPULATION, sha256_hex(archive)).hex() + "\n")
+    (directory / "checkpoint.bin").write_bytes(checkpoint)
+    (directory / "owner.pub").write_bytes(public_key_pem(OWNER.public_key()))
+    (directory / "server.toml").write_text(f'population = "{POPULATION}"\n{config}')
+    return directory
 
 
 def examples(device: int, num_devices: int) -> dict[str, NDArray[np.generic]]:

@@ -103,7 +103,7 @@ def test_what_cannot_be_done_is_said(covey, tmp_path, monkeypatch, args, text):
 def test_the_active_mode_wants_an_authority_and_no_plain_mode(covey, tiny, tmp_path):
     for more in (["--active"], ["--authority-key", "x"], ["--active", "--plain", "--authority-key", "x"]):
         done = covey("init", tmp_path / "fed", "--recipe", tiny, *more)
-        assert done.returncode == 2 and "--authority-key FILE beside it, and no --plain" in done.stderr
+        assert done.returncode == 2 and "--authority-key FILE beside it, and a secure plan" in done.stderr
 
 
 def test_an_authority_in_a_trial_certifies_anybody(covey, tmp_path):
@@ -119,3 +119,15 @@ def test_an_authority_in_a_trial_certifies_anybody(covey, tmp_path):
     (tmp_path / "a/authority.toml").write_text('population = "p"\nlifetme_s = 7\n')
     done = covey("authority", "serve", tmp_path / "a")
     assert done.returncode == 2 and "lifetme_s" in done.stderr
+
+
+def test_terms_that_every_device_would_refuse_are_not_built(covey, tiny, tmp_path):
+    assert covey("attest", "key", tmp_path / "key").returncode == 0
+    active = ["--active", "--authority-key", tmp_path / "key.pub"]
+    # Of three devices, one may be corrupt and one may vanish: two are no quorum of three.
+    done = covey("init", tmp_path / "fed", "--recipe", tiny, "--cohort", 2, "--min-cohort", 3, *active)
+    assert done.returncode == 2
+    done = covey("plan", "build", tiny, "-o", tmp_path / "p", "--secure", "--cohort", 1, "--min-cohort", 3, *active)
+    assert done.returncode == 1 and "secagg_parameters" in done.stderr
+    done = covey("plan", "build", tiny, "-o", tmp_path / "p", "--secure", "--cohort", 6, "--min-cohort", 3, *active)
+    assert done.returncode == 0, done.stderr

@@ -32,6 +32,29 @@ def test_account_solves_for_the_noise(covey):
     assert 9.9 < found["epsilon"] <= 10 and found["noise_multiplier"] > 1 and found["assumptions"]
 
 
+def test_account_of_a_ring_is_for_what_is_sent(covey):
+    """An eighth of 2^20 coordinates (64 blocks of 2^14): Δ₂² = units² + 2^17 / 4 + units + sqrt(2^17) / 2."""
+    spec, ring = "skellam:clip=1,noise=1", "hd|subsample:0.125|ring:20:130:clip"
+    args = [
+        "privacy",
+        "account",
+        spec,
+        "--rounds",
+        100,
+        "--cohort",
+        100,
+        "--population",
+        10_000,
+        "--parameters",
+        1 << 20,
+    ]
+    done = covey(*args, "--compression", ring)
+    assert done.returncode == 0, done.stderr
+    units = int(done.stdout.split(" integer units")[0].split()[-1])
+    growth = (1 + (2**17 / 4 + units + 2**8.5 / 2) / units**2) ** 0.5 - 1
+    assert f"rounding lengthens by {100 * growth:.2g} %" in done.stdout
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -41,6 +64,8 @@ def test_account_solves_for_the_noise(covey):
         (["gaussian:clip=1,noise=1,delta=0.5"], "privacy_delta"),
         (["gaussian:clip=1,noise=1", "--parameters", 0], "at least 1"),
         (["gaussian:clip=1,noise=1", "--cohort", 101], "at most the population"),
+        (["skellam:clip=1,noise=1", "--compression", "hd|eden:1"], "compression_spec"),
+        (["skellam:clip=1,noise=1", "--compression", "hd|ring:12:26:clip"], "privacy_noise"),
     ],
 )
 def test_what_cannot_be_is_refused(covey, arguments, message):

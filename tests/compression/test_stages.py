@@ -99,15 +99,34 @@ def test_every_coordinate_is_equally_likely():
     assert np.abs(counts - 2500).max() <= 6 * math.sqrt(10_000 * 0.25 * 0.75)
 
 
-def test_subsampling_and_low_rank_have_the_errors_that_they_state():
+def test_subsampling_has_the_error_that_it_states():
     values = drawn("normal", 8192)
-    for spec, expected in (("subsample:0.0625|float32", 15.0), ("lowrank:32|float32", 255 / 32)):
-        codec = codec_named(spec)
-        errors = [
-            error(codec.decode(codec.encode(values, seed(i), Rounding()), 8192, seed(i)), values) for i in range(60)
-        ]
-        # One draw spreads by about 2 % and 5 %: 60 of them by less than 1 %.
-        assert np.mean(errors) == pytest.approx(expected, rel=0.05)
+    codec = codec_named("subsample:0.0625|float32")
+    errors = [error(codec.decode(codec.encode(values, seed(i), Rounding()), 8192, seed(i)), values) for i in range(60)]
+    # One draw spreads by about 2 %: 60 of them by less than 1 %.
+    assert np.mean(errors) == pytest.approx(15.0, rel=0.05)
+
+
+@pytest.mark.parametrize("rank", [1, 7, 256])
+def test_low_rank_is_exact_in_its_directions_and_projects_the_rest(rank):
+    codec = codec_named(f"lowrank:{rank}|float32")
+    basis = codec.structure.basis(seed(1))
+    assert basis.shape == (256, rank) and set(np.abs(basis).ravel()) == {np.float32(1 / 16)}
+    assert (basis.T @ basis == np.eye(rank)).all()  # products and sums of 1/16 are exact
+    for rows in (1, 4):
+        values = (np.random.default_rng(2).standard_normal((rows, rank)) @ basis.T).astype(np.float32).ravel()
+        payload = codec.encode(values, seed(1), Rounding())
+        assert len(payload) == codec.max_bytes(rows * 256) == codec.max_bytes(rows * 256 + 3) - 12
+        assert error(codec.decode(payload, rows * 256, seed(1)), values) < 1e-12
+    vector = drawn("normal", 2560)
+    energy = []
+    for i in range(50):
+        once = codec.decode(codec.encode(vector, seed(i), Rounding()), 2560, seed(i))
+        assert error(codec.decode(codec.encode(once, seed(i), Rounding()), 2560, seed(i)), once) < 1e-12
+        energy.append(np.linalg.norm(once) ** 2)
+    # K of 256 directions have K / 256 of the energy: 10 K squares a draw, 50 draws.
+    share = np.mean(energy) / np.linalg.norm(vector) ** 2 * 256 / rank
+    assert abs(share - 1) < 6 * math.sqrt(2 / (500 * rank)) + 1e-5
 
 
 @pytest.mark.parametrize("step", [0.3, 0.6, 1.2, 2.2, 4.0])
@@ -180,10 +199,10 @@ def test_positions_round_trip_within_their_bound(some, more):
 
 def test_a_mask_sends_what_was_trained_and_nothing_else():
     codec = codec_named("mask:0.1|float32")
-    trained = codec.trained_positions(1000, SEED)
+    trained = codec.structure.positions(1000, SEED)
     values = np.zeros(1000, np.float32)
     values[trained] = drawn("normal", len(trained))
     payload = codec.encode(values, SEED, Rounding())
     assert len(payload) == 11 + 400
     assert (codec.decode(payload, 1000, SEED) == values).all()
-    assert codec_named("float32").trained_positions(1000, SEED) is None
+    assert codec_named("float32").structure is None

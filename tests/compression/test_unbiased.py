@@ -15,13 +15,19 @@ UNBIASED = [
     "hd|quantize:2",
     "subsample:0.3|quantize:2",
     "hd|subsample:0.25|quantize:2",
-    "lowrank:16|quantize:4",
-    "lowrank:8|float32",
     "uniform:0.7:stochastic",
     "hd|uniform:2:stochastic",
     "subsample:0.5|hd|uniform:1:stochastic",
 ]
-BIASED = ["hd|eden:2", "hd|eden:0.5", "hd|uniform:1.2", "topk:0.1", "mask:0.5|float32", "hd|ring:12:10:5"]
+BIASED = [
+    "hd|eden:2",
+    "hd|eden:0.5",
+    "hd|uniform:1.2",
+    "topk:0.1",
+    "mask:0.5|float32",
+    "lowrank:8|float32",
+    "hd|ring:12:10:5",
+]
 DRAWS = 1500
 
 

@@ -11,6 +11,7 @@ from covey.device.examples import ExampleStore
 from covey.device.files import file_lock, folder_name
 from covey.device.home import DeviceHome
 from covey.device.ledger import Ledger, LedgerEntry
+from covey.device.populations import Membership, Populations
 from covey.device.statement import protection
 from covey.types.errors import UsageError
 
@@ -28,6 +29,10 @@ def home(tmp_path):
         h.examples.add_many("points", points, world.SCHEMA)
         h.examples.add_many("other", points, world.SCHEMA)
         (path / "blobs" / ("a" * 64)).write_bytes(b"plan")
+    for name in ("p", "q"):
+        key = world.OWNER.public_key().public_bytes_raw().hex()
+        Populations(path).join(Membership(population=name, server="https://server", owner_key=key))
+    (path / "schedule.json").write_text('{"p": 5.0, "q": 6.0}')
     (path / "credentials.json").write_text('[{"population": "p", "bearer": "SECRET-P"}, {"population": "q"}]')
     personal = path / "personal" / folder_name("p")
     personal.mkdir(parents=True)
@@ -134,6 +139,8 @@ def test_forgetting_one_collection_keeps_the_others(home, owner):
 
 def test_forgetting_a_population_refuses_it_and_keeps_the_rest(home, owner):
     owner.forget_population("p")
+    assert (home / "schedule.json").read_bytes() == b'{"q":6.0}'
+    assert [m.population for m in Populations(home).read()] == ["q"] == owner.overview().joined
     assert b"SECRET-P" not in files_of(home) and b'"q"' in (home / "credentials.json").read_bytes()
     assert list((home / "blobs").iterdir()) == []
     assert not (home / "personal" / folder_name("p")).exists()
@@ -148,7 +155,7 @@ def test_forgetting_everything_leaves_the_record_and_a_paused_device(home, owner
     assert owner.forget_everything() == 100
     left = files_of(home)
     assert MARK.tobytes() not in left and b"SECRET-P" not in left
-    names = {p.name.partition(".")[0] for p in home.iterdir()}
+    names = {p.name.partition(".")[0] for p in home.iterdir()} - {"agent"}
     assert names == {"ledger", "choices", "examples", "blobs", "lock"}
     assert Choices.of_home(home).read().paused_until_s == math.inf
     assert len(owner.overview().sessions) == 3

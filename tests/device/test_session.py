@@ -173,7 +173,11 @@ def test_under_an_active_plan_a_device_is_certified_before_it_says_that_it_is_re
     s.taken(Taken(step="ready"))
     effect = s.told(Joined(group=0, index=0))
     assert effect.step == "advertise" and len(effect.body) == 40 + 64 + 32 + 8 + 64 + 64
-    assert s.certified.__self__ is s and s.failed(error(RoundClosedError)).outcome.error.code == "round_closed"
+    assert s.failed(error(RoundClosedError)).outcome.error.code == "round_closed"
+
+
+def test_where_the_authority_stays_away_the_server_is_told_so():
+    refused(at(SessionState.CERTIFYING).stopped(error=error(TransportError)), "unreachable")
 
 
 @pytest.mark.parametrize("kind", [AttestationError, EnrolmentError, UnauthorizedError])

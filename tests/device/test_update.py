@@ -8,7 +8,7 @@ from covey.compression.codec import codec_named, segment_seed
 from covey.device.agent import DeviceAgent
 from covey.device.driver import Driver
 from covey.device.trainer import LocalResult
-from covey.device.update import encoded_update, trained_masks
+from covey.device.update import drawn_structure, encoded_update
 from covey.types.errors import UpdateNotFiniteError
 from covey.types.segments import HEADER
 from covey.wire.framing import decode_update
@@ -41,7 +41,7 @@ def test_what_is_not_finite_is_not_sent():
 
 
 def test_a_plan_without_a_structured_update_has_no_masks():
-    assert trained_masks(world.plan().manifest, world.assignment()) == {}
+    assert drawn_structure(world.plan().manifest, world.assignment()) == {}
 
 
 def test_rounding_is_drawn_from_the_sessions_own_seed_and_public_choices_are_not():

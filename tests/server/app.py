@@ -6,6 +6,7 @@ import contextlib
 import httpx
 import msgspec
 
+from covey.server.admin import Admin
 from covey.server.config import RoundConfig, ServerConfig
 from covey.server.credentials import Credentials
 from covey.server.http import create_app
@@ -24,13 +25,18 @@ class Served:
 
     def __init__(self, service, app, client):
         self.service, self.app, self.client = service, app, client
-        self.headers = {"authorization": f"Bearer {service.credentials.issue(P, service.now_s())}"}
+        self.headers = self.credential()
 
     async def post(self, path, content, **headers):
         return await self.client.post(path, content=content, headers={**self.headers, **headers})
 
+    def credential(self, subject=""):
+        """Return the header of a new credential: a device of its own, unless a subject is named."""
+        return {"authorization": f"Bearer {self.service.credentials.issue(P, self.service.now_s(), subject)}"}
+
     async def check_in(self):
-        got = await self.post("/v1/checkin", CHECK_IN)
+        """Check in as another device each time: one credential counts once in a round."""
+        got = await self.post("/v1/checkin", CHECK_IN, **self.credential())
         assert got.status_code == 200
         return msgspec.json.decode(got.content, type=Assignment if b'"session"' in got.content else ComeBack)
 
@@ -52,14 +58,25 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serving(storage=None, on_round=lambda summary: None, lifetime_s=3600.0, rounds=None, **fields):
+async def serving(
+    storage=None,
+    on_round=lambda summary: None,
+    lifetime_s=3600.0,
+    rounds=None,
+    directory=None,
+    admin_token="",
+    **fields,
+):
     if storage is None:
         storage, _ = parts.storage_with_population()
     base = {"goal": 2, "over_selection": 1.0, "min_fraction": 1.0, "patience_s": 0.0}
     config = ServerConfig(population=P, round=RoundConfig(**{**base, **(rounds or {})}), **fields)
-    parts.set_rounds(storage, RoundSettings(**msgspec.structs.asdict(config.round)))
-    service = Service(storage, config, Credentials(bytes(32), lifetime_s=lifetime_s), on_round=on_round)
-    app = create_app(service)
+    if storage.tasks(P):
+        parts.set_rounds(storage, RoundSettings(**msgspec.structs.asdict(config.round)))
+    credentials = Credentials(bytes(32), lifetime_s=lifetime_s)
+    service = Service(storage, config, credentials, on_round=on_round, directory=directory)
+    admin = Admin(service, storage, directory, config, admin_token).routes() if admin_token else ()
+    app = create_app(service, more=admin)
     network = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=network, base_url="https://s") as client:
         yield Served(service, app, client)

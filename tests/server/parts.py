@@ -17,6 +17,7 @@ from covey.server.population import begin_population
 from covey.server.settings import RoundSettings, TaskSettings, encode_settings
 from covey.storage.interface import PopulationRecord
 from covey.storage.memory import MemoryStorage
+from covey.types.errors import StorageFullError
 from covey.types.segments import HEADER
 from covey.types.tensors import sha256_hex
 from covey.wire.framing import encode_update
@@ -86,7 +87,7 @@ def write_directory(
     (path / "owner.pub").write_bytes(public_key_pem(world.OWNER.public_key()))
     (path / "server.toml").write_text(
         f'population = "{POPULATION}"\nport = {port}\n{extra}\n'
-        f"[round]\ngoal = {goal}\nmin_fraction = {min_fraction}\n{rounds}\n"
+        f"[round]\ngoal = {goal}\nmin_fraction = {min_fraction}\n{rounds}\n[pace]\nleast_s = 0.05\nmost_s = 30\n"
     )
     return path
 
@@ -118,3 +119,8 @@ def wait_until(holds, timeout_s: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
+
+
+def disk_full() -> StorageFullError:
+    """Return the error of a disk without room."""
+    return StorageFullError("server.db", expected="room on the disk", got="none")

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from covey.server.coordinator import Coordinator
 from covey.server.messages import (
     CloseShard,
@@ -14,7 +16,7 @@ from covey.server.messages import (
     selector_address,
 )
 from covey.server.settings import RoundSettings
-from covey.types.segments import SegmentSum
+from covey.types.segments import HEADER, SegmentSum
 
 from . import parts
 
@@ -25,13 +27,14 @@ BASE = RoundSettings(goal=4, over_selection=1.5, min_fraction=0.75, report_timeo
 class Rounds:
     """A coordinator, its storage, and the hands that play the other roles."""
 
-    def __init__(self, storage=None, num_shards=1, **fields):
+    def __init__(self, storage=None, num_shards=1, noise=None, **fields):
         if storage is None:
             storage, _ = parts.storage_with_population()
-        parts.set_rounds(storage, dataclasses.replace(BASE, **fields))
+        if noise is None:
+            parts.set_rounds(storage, dataclasses.replace(BASE, **fields))
         self.storage = storage
         self.num_tokens = 0
-        self.role = Coordinator(P, storage, new_token=self.token, num_shards=num_shards)
+        self.role = Coordinator(P, storage, new_token=self.token, num_shards=num_shards, noise=noise)
 
     def token(self):
         self.num_tokens += 1
@@ -74,6 +77,16 @@ class Rounds:
         total = SegmentSum(parts.manifest().layout(0))
         for seed in seeds:
             total.fold_reals(parts.values(seed=seed))
+        return total
+
+    def evaluation_sum(self, count):
+        """Return the sum of an evaluation: headers alone."""
+        manifest = self.role._round.work.manifest
+        total = SegmentSum(manifest.layout(0))
+        header = np.zeros(total.segments[0].length)
+        header[:6] = parts.values()[HEADER]
+        for _ in range(count):
+            total.fold_reals({HEADER: header})
         return total
 
     def round(self, count=4, now_s=0.0):

@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from covey.server.config import RoundConfig, ServerConfig, load_config
+from covey.server.config import ReleaseConfig, RoundConfig, ServerConfig, load_config
+from covey.server.promotion import ReleaseSettings
 from covey.server.settings import RoundSettings
 from covey.types.errors import UsageError
 
@@ -90,6 +91,23 @@ def test_a_value_out_of_range_is_refused(load, name, value, range_text):
         load(f'population = "p"\n{name} = {value}')
 
 
+@pytest.mark.parametrize(
+    ("table", "range_text"),
+    [
+        ("least_s = 0.01", "pace.least_s: expected 0.05 to 86400"),
+        ("least_s = 50\nmost_s = 40", "pace.least_s: expected 0.05 to 40"),
+        ("most_s = 86401", "pace.most_s: expected 0.05 to 86400"),
+        ("margin = 0.9", "pace.margin: expected 1 to 100"),
+        ("margin = nan", "pace.margin: expected 1 to 100"),
+        ("leest_s = 60", "did you mean least_s"),
+    ],
+)
+def test_a_pace_out_of_range_is_refused(load, table, range_text):
+    with pytest.raises(UsageError) as caught:
+        load(f'population = "p"\n[pace]\n{table}')
+    assert range_text in f"{caught.value} {caught.value.hint}"
+
+
 def test_who_is_let_in_and_how_much_one_may_ask(load):
     config = load(
         'population = "p"\nenrolment = "token"\n[attestation]\nkey = "app.pub"\n[limits]\ncredential_burst = 7'
@@ -104,7 +122,7 @@ def test_who_is_let_in_and_how_much_one_may_ask(load):
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "..", ".hidden", "é", "a\\u0000", "a\\n"])
 def test_a_population_that_would_not_fit_into_a_path_is_refused(load, name):
-    with pytest.raises(UsageError, match="population: expected letters, digits and -_"):
+    with pytest.raises(UsageError, match="population: expected 1 to 64 letters, digits and -_"):
         load(f'population = "{name}"')
 
 
@@ -120,3 +138,18 @@ def test_a_missing_file_names_the_command_that_makes_one(tmp_path):
     assert "covey init" in caught.value.hint
     with pytest.raises(UsageError, match="expected a readable file"):
         load_config(tmp_path)
+
+
+def test_what_is_released_and_told(load):
+    config = load('population = "p"\nlog_format = "json"\nmetrics_port = 9464\n[release]\nevery = 5\nmargin = 0.02')
+    assert (config.log_format, config.metrics_port, config.release.every, config.release.margin) == (
+        "json", 9464, 5, 0.02,
+    )  # fmt: skip
+    settings = {k: v for k, v in msgspec.structs.asdict(ReleaseConfig()).items() if k not in ("plan", "signature")}
+    assert ReleaseSettings(**settings) == ReleaseSettings()
+    with pytest.raises(UsageError, match=r"known keys, got release\.evry") as refused:
+        load('population = "p"\n[release]\nevry = 1')
+    assert "every" in refused.value.hint
+    for name in ("log_format", "log_level"):
+        with pytest.raises(UsageError, match=f"{name}: expected"):
+            load(f'population = "p"\n{name} = "loud"')

@@ -8,7 +8,8 @@ import pytest
 from covey.server.metrics import Metrics, serve_metrics
 from covey.testing.releases import candidate_of
 from covey.testing.storage import summary_of
-from covey.types.errors import PortInUseError
+from covey.types.errors import PortInUseError, UpdateRangeError
+from covey.wire.messages import Reported, Taken
 
 
 def text(metrics):
@@ -28,8 +29,11 @@ def used():
     metrics.round_ended(summary_of(2))
     metrics.round_ended(summary_of(4, "abandoned"))
     metrics.check_in("assigned")
-    metrics.report("counted")
-    metrics.report("update_range")
+    with metrics.reporting() as done:
+        assert done(reported := Reported(counted=True, retry_after_s=1.0)) is reported
+        done(Taken(step="ready"))  # a step of a secure sum, not yet an update
+    with pytest.raises(UpdateRangeError), metrics.reporting():
+        raise UpdateRangeError("header", expected="a weight", got="another")
     metrics.decided(candidate_of(2, "refused", reason="not_finite"))
     metrics.failed("unauthorized")
     return metrics
@@ -55,12 +59,12 @@ def test_what_is_counted():
 
 def test_no_label_grows_with_what_devices_or_administrators_send():
     metrics = Metrics()
-    metrics.report("session-12345")
+    metrics.failed("session-12345")
     metrics.failed("10.0.0.1")
     for number in (1, 2):
         row = summary_of(number, "rolled_back")
         metrics.round_ended(msgspec.structs.replace(row, reason=f"to round {number}"))
-    assert value(metrics, 'covey_reports_total{outcome="other"}') == 1
+    assert value(metrics, 'covey_errors_total{code="other"}') == 2
     assert value(metrics, 'covey_rounds_total{kind="train",reason="other",status="rolled_back"}') == 2
     labels = set(re.findall(r"[{,](\w+)=", text(used())))
     assert labels <= {"kind", "status", "reason", "answer", "outcome", "direction", "code", "le"}
@@ -80,13 +84,10 @@ def free_port():
 
 def test_they_are_served_on_the_loopback_address_until_stopped():
     port = free_port()
-    stop = serve_metrics(used(), port)
-    try:
+    with serve_metrics(used(), port):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
             assert b"covey_waiting_devices 7.0" in answer.read()
-        with pytest.raises(PortInUseError):
-            serve_metrics(Metrics(), port)
-    finally:
-        stop()
+        with pytest.raises(PortInUseError), serve_metrics(Metrics(), port):
+            pass
     with pytest.raises(OSError, match=r"refused|urlopen"):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10)

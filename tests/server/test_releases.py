@@ -14,7 +14,7 @@ from covey.plans.signing import private_key_pem, public_key_pem
 from covey.privacy.accounting import GaussianLoss
 from covey.privacy.ledger import encode_loss
 from covey.server.promotion import ReleaseSettings
-from covey.server.release_key import DELEGATION_FILE, KEY_FILE, OWNER_FILE, ReleaseKey, Signer
+from covey.server.release_key import DELEGATION_FILE, KEY_FILE, ReleaseKey, Signer
 from covey.server.releases import ReleaseDesk
 from covey.storage.interface import PrivacyCharge
 from covey.testing.storage import summary_of
@@ -168,10 +168,12 @@ def test_an_evaluation_that_fails_again_and_again_keeps_the_candidate_out():
     desk = with_first_release()
     desk.commit(4)
     wanted = desk.role.wanted(0.0)
-    assert desk.role.evaluation_failed(wanted, 0.0) is None
-    made = desk.role.evaluation_failed(wanted, 1.0)
+    assert not desk.role.evaluation_failed(wanted)
+    assert desk.role.evaluation_failed(wanted)
+    assert desk.role.wanted(0.0) == wanted
+    made = desk.role.give_up(wanted, 1.0)
     assert (made.status, made.reason) == ("refused", "evaluation_failed")
-    assert desk.role.evaluation_failed(wanted, 1.0) is None
+    assert desk.role.give_up(wanted, 1.0) is None and not desk.role.evaluation_failed(wanted)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +293,7 @@ def write_key(path, *, population=P, key=KEY, owner=world.OWNER, expires=EXPIRES
     word = delegate(owner, population, key.public_key(), expires)
     (path / DELEGATION_FILE).write_bytes(msgspec.json.encode(word))
     if pinned is not None:
-        (path / OWNER_FILE).write_bytes(public_key_pem(pinned.public_key()))
+        (path / "owner.pub").write_bytes(public_key_pem(pinned.public_key()))
 
 
 @pytest.mark.parametrize(

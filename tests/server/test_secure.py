@@ -352,6 +352,14 @@ def test_a_masked_input_that_is_malformed_is_refused_and_missed_by_nobody(change
     assert r.send("s5", "mask", bodies["s5"]) == Taken(step="mask")  # the sum was untouched
 
 
+@pytest.mark.parametrize("step", ["advertise", "share", "mask"])
+def test_a_message_of_another_round_is_refused_however_good_it_was_there(step):
+    (r, bodies), (_, others) = active_until(step), active_until(step)
+    for s in r.sessions:
+        assert isinstance(r.send(s, step, others[s]), SecAggMessageError)
+        assert r.send(s, step, bodies[s]) == Taken(step=step)
+
+
 def test_ten_thousand_sessions_that_never_report_leave_nothing_behind():
     r = Round(count=0)
     for number in range(3):
@@ -510,9 +518,9 @@ def test_a_ring_is_opened_to_the_sum_of_the_updates(spec, groups):
     got = opened_reals(r.manifest, 0, closed.total, r.offer.public_seed)["model"]
     want = sum(r.values[s]["model"].astype(np.float64) for s in r.sessions)
     codec = codec_named(plan.codec)
-    if codec.mask is not None:  # only these were trained
+    if codec.structure is not None:  # only these were trained
         seed = segment_seed(codec, round_seed=r.offer.public_seed, session="", segment="model")
-        at = codec.trained_positions(plan.length, seed)
+        at = codec.structure.positions(plan.length, seed)
         kept = np.zeros_like(want)
         kept[at] = want[at]
         want = kept

@@ -29,8 +29,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         max_connections: how many are open at once; one more is cut.
     """
 
-    credential_per_s: float = 50.0
-    credential_burst: int = 500
+    credential_per_s: float = 200.0
+    credential_burst: int = 1_000
     peer_per_s: float = 50.0
     peer_burst: int = 2_000
     max_entries: int = 100_000

@@ -21,7 +21,7 @@ _NO_STORE = {"cache-control": "no-store"}
 
 
 def create_app(registrar: Registrar, limits: Limits) -> Starlette:
-    """Return the application; its route is that of ``wire/SPEC.md``, section 9."""
+    """Return the application; its route is that of ``wire/SPEC.md``, section 10."""
     requests = RateLimiter(limits.peer_per_s, limits.peer_burst, limits.max_entries)
 
     async def certify(request: Request) -> Response:

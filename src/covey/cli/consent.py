@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from covey.cli.joining import default_home
 from covey.cli.options import file_path
 from covey.cli.output import print_table
 from covey.device.statement import bytes_text, choices_text, time_text
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["commands"]
 
 _home = click.option(
-    "--home", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-    help="State directory of the device.",
+    "--home", default=default_home, type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+    help="State directory of the device; the user's data directory unless told.",
 )  # fmt: skip
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -75,6 +76,8 @@ def status(home: Path, as_json: bool) -> None:
     click.echo(choices_text(overview.chosen, owner.clock()))
     if overview.chosen and overview.chosen.refused:
         click.echo(f"refused: {', '.join(sorted(overview.chosen.refused))}")
+    if overview.joined:
+        click.echo(f"joined: {', '.join(overview.joined)}")
     if overview.collections:
         click.echo(f"examples ({bytes_text(overview.store_bytes)}{', encrypted' if overview.is_encrypted else ''}):")
         rows = [(c.name, f"{c.num_examples:,}", f"since {time_text(c.oldest_at_s)}") for c in overview.collections]
@@ -227,6 +230,7 @@ def _as_json(overview: "Overview") -> dict[str, Any]:
         "paused_until_s": None if chosen is None or forever else chosen.paused_until_s,
         "paused_until_resumed": forever,
         "choices_readable": chosen is not None,
+        "joined": overview.joined,
         "refused": sorted(chosen.refused) if chosen else [],
         "examples": {c.name: c.num_examples for c in overview.collections},
         "store_bytes": overview.store_bytes,

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from covey.cli.options import (
+    active_option,
+    authority_key_option,
+    authority_named,
     devices_option,
-    file_path,
     privacy_option,
     promised,
-    read_file,
     settings_from,
     training_options,
 )
@@ -39,6 +40,7 @@ _CONFIG = """\
 population = "{population}"
 host = "{host}"
 port = {port}            # 0 takes a free one
+# enrolment = "token"   # only devices of your application: docs/admission.md
 
 [round]
 goal = {goal}              # reports that close a round
@@ -48,6 +50,11 @@ report_timeout_s = {report_timeout_s:g}
 step_timeout_s = {step_timeout_s:g}     # of each step of a secure sum, for whoever vanished in it
 max_rounds = {max_rounds}          # 0: go on for ever
 hyper = {{ {hyper} }}
+
+[pace]
+# Soon, for a federation of a few devices on one's own machines; leave the table out for phones: 60 s to a day.
+least_s = 0.2
+most_s = 60.0
 
 [release]
 every = {every}              # committed rounds between two candidates; 0: nothing is released
@@ -74,10 +81,8 @@ Afterwards, in two terminals:
     is_flag=True,
     help="Without secure aggregation: the server could look at one update, though it keeps none.",
 )
-@click.option("--active", is_flag=True, help="Secure aggregation that holds against a server that lies to devices.")
-@click.option(
-    "--authority-key", type=file_path, metavar="FILE", help="With --active: the enrolment authority's authority.pub."
-)
+@active_option
+@authority_key_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=int, default=8443, show_default=True, help="Port; 0 takes a free one.")
 @click.option("--rounds", "max_rounds", type=int, default=0, show_default=True, help="Stop after so many; 0: never.")
@@ -107,7 +112,7 @@ def command(
     from covey.privacy.spec import is_noised
     from covey.recipes.recipe import load_recipe
 
-    authority = _authority(plain, active, authority_key)
+    authority = authority_named(active, authority_key, plain=plain)
     found = load_recipe(recipe)
     settings = settings_from(found, training)
     status = StatusLine()
@@ -137,24 +142,6 @@ def command(
     click.echo(f"  {directory}/server   covey serve --dir {directory}/server")
 
 
-def _authority(plain: bool, active: bool, key_file: Path | None) -> str:
-    """Return the authority's key in hex, or nothing if the server is trusted to follow the protocol."""
-    from covey.plans.signing import load_public_key
-    from covey.types.errors import UsageError
-
-    if not active and key_file is None:
-        return ""
-    if plain or not active or key_file is None:
-        raise UsageError(
-            "--active",
-            expected="--authority-key FILE beside it, and no --plain",
-            got="another combination",
-            hint="`covey authority init DIR --population P` makes an authority, on a machine other than the server's",
-        )
-    key = load_public_key(read_file(key_file, "--authority-key"), f"--authority-key {key_file}")
-    return key.public_bytes_raw().hex()
-
-
 def secure_terms(min_cohort: int, settings: Any, authority: str = "") -> "PrivacyTerms":
     """Return the terms of a secure population whose rounds have ``settings.cohort`` devices.
 
@@ -162,11 +149,14 @@ def secure_terms(min_cohort: int, settings: Any, authority: str = "") -> "Privac
 
     Raises:
         UsageError: a cohort in which nobody is hidden.
+        SecAggParameterError: numbers that every device would refuse.
     """
     import math
 
     from covey.plans.manifest import PrivacyTerms, SecureTerms
+    from covey.secagg import Mode, Session
     from covey.types.errors import UsageError
+    from covey.types.segments import Segment
 
     if min_cohort < _LEAST_SECURE:
         raise UsageError(
@@ -177,13 +167,20 @@ def secure_terms(min_cohort: int, settings: Any, authority: str = "") -> "Privac
         )
     selected = math.ceil(settings.cohort * _OVER_SELECTION)
     size = max(min_cohort, min(selected, _GROUP_SIZE))
+    secure = SecureTerms(group_size=size, mode="active" if authority else "honest-but-curious", authority=authority)
+    # What every device will compute for itself; terms that it would refuse are not worth a plan.
+    Session.plan(
+        Mode(secure.mode), [Segment("any", 1, 1, size)], n_max=size, min_survivors=min_cohort,
+        adversary=secure.adversary, dropout=secure.dropout, population="any", round_id="any",
+        authority=bytes.fromhex(authority),
+    )  # fmt: skip
     weight = settings.max_examples if settings.max_steps is None else settings.max_steps * (settings.batch_size or 1)
     return PrivacyTerms(
         mode="secure",
         min_cohort=min_cohort,
         n_max=max(1000, 2 * settings.cohort),
         max_weight=max(1, min(weight, settings.max_examples, _MAX_WEIGHT)),
-        secure=SecureTerms(group_size=size, mode="active" if authority else "honest-but-curious", authority=authority),
+        secure=secure,
     )
 
 
@@ -244,6 +241,7 @@ def write_population(
         server.mkdir()
         write_private(owner / "owner.key", private_key_pem(key))
         (owner / "owner.pub").write_bytes(public_key_pem(key.public_key()))
+        (server / "owner.pub").write_bytes(public_key_pem(key.public_key()))
         (server / "plan.covey").write_bytes(prepared.plan_bytes)
         (server / "plan.sig").write_text(sign_plan(key, population, prepared.plan.hash).hex())
         (server / "checkpoint.bin").write_bytes(prepared.checkpoint)
@@ -262,7 +260,7 @@ def write_population(
                 evaluate=str(evaluated).lower(),
                 evaluate_why="compare with the release before it" if evaluated else "devices send no metrics here",
                 min_devices=max(3, min(30, math.floor(settings.cohort * 0.7))),
-                hyper=f"lr = {settings.lr!r}" if settings.algorithm == "fedavg" else "",
+                hyper=f"lr = {settings.lr!r}" if any(h.name == "lr" for h in prepared.plan.manifest.hyper) else "",
             )
         )
     return prepared.plan.hash
@@ -277,16 +275,15 @@ def _write_release_files(server: Path, owner: "Ed25519PrivateKey", population: s
 
     from covey.plans.evaluation import evaluation_plan
     from covey.plans.release import delegate
-    from covey.plans.signing import private_key_pem, public_key_pem, sign_plan
+    from covey.plans.signing import private_key_pem, sign_plan
     from covey.server.authority import write_private
-    from covey.server.release_key import DELEGATION_FILE, KEY_FILE, OWNER_FILE
+    from covey.server.release_key import DELEGATION_FILE, KEY_FILE
     from covey.types.tensors import sha256_hex
 
     key = Ed25519PrivateKey.generate()
     word = delegate(owner, population, key.public_key(), int(time.time()) + _DELEGATED_DAYS * 86_400)
     write_private(server / KEY_FILE, private_key_pem(key))
     (server / DELEGATION_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(word)) + b"\n")
-    (server / OWNER_FILE).write_bytes(public_key_pem(owner.public_key()))
     if plan.manifest.privacy.noise is None:  # otherwise devices send no metrics, and there is nothing to compare
         data = evaluation_plan(plan)
         (server / "evaluation.covey").write_bytes(data)

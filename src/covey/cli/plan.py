@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from covey.cli.options import (
+    active_option,
+    authority_key_option,
+    authority_named,
     devices_option,
     file_path,
     privacy_option,
@@ -44,6 +47,8 @@ def command() -> None:
 @click.option(
     "--secure", is_flag=True, help="For secure aggregation, in groups of the size of --cohort and its spares."
 )
+@active_option
+@authority_key_option
 @click.option("--n-max", type=int, default=10_000, show_default=True, help="The most devices selected for a sum.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first parameters.")
 @privacy_option
@@ -58,6 +63,8 @@ def build(
     population: str | None,
     min_cohort: int,
     secure: bool,
+    active: bool,
+    authority_key: Path | None,
     n_max: int,
     seed: int,
     privacy: str | None,
@@ -76,12 +83,14 @@ def build(
     from covey.recipes.prepare import prepare
     from covey.recipes.recipe import load_recipe
 
-    sign = _signing(sign_with, population)
+    sign, authority = _signing(sign_with, population), authority_named(active, authority_key, plain=not secure)
     found = load_recipe(recipe)
     settings = settings_from(found, training)
     status = StatusLine()
     dataset = found.data(settings, seed)
-    terms = secure_terms(min_cohort, settings) if secure else PrivacyTerms(min_cohort=min_cohort, n_max=n_max)
+    terms = (
+        secure_terms(min_cohort, settings, authority) if secure else PrivacyTerms(min_cohort=min_cohort, n_max=n_max)
+    )
     prepared = prepare(
         found, recipe, settings, terms, dataset, seed=seed, noised=is_noised(privacy),
         on_build=lambda: status.show("tracing, lowering and checking against JAX ..."),

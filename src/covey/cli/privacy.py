@@ -28,6 +28,7 @@ Examples:
 @click.option("--cohort", type=int, required=True, metavar="M", help="Devices whose updates make a round.")
 @click.option("--population", type=int, required=True, metavar="N", help="How many devices there are.")
 @click.option("--parameters", type=int, default=1_000_000, show_default=True, metavar="D", help="Size of the model.")
+@click.option("--compression", metavar="SPEC", help="A ring that sends a part: hd|subsample:0.125|ring:20:1000:clip.")
 @click.option("--min-survivors", type=int, metavar="S", help="The fewest devices in a sum; 70 % of M unless told.")
 @click.option("--selected", type=int, metavar="M", help="The most devices selected for a sum; 130 % of M unless told.")
 @json_option
@@ -37,6 +38,7 @@ def account(
     cohort: int,
     population: int,
     parameters: int,
+    compression: str | None,
     min_survivors: int | None,
     selected: int | None,
     json_file: str | None,
@@ -47,8 +49,10 @@ def account(
     """
     import math
 
+    from covey.compression.codec import codec_for
     from covey.privacy.guarantee import guarantee_of
     from covey.privacy.spec import Setting, parse_spec
+    from covey.recipes.private import sent_by
     from covey.types.errors import PrivacySpecError, UsageError
 
     for flag, value in (("--rounds", rounds), ("--cohort", cohort), ("--population", population)):
@@ -69,8 +73,10 @@ def account(
         population=population,
         dim=parameters,
     )
+    if compression is not None:
+        setting = sent_by(codec_for(compression, "plain", 1, noised=True), setting, [[parameters]])
     mechanism = parsed.resolve(setting)
-    guarantee = guarantee_of(mechanism, parameters, rounds, private=True)
+    guarantee = guarantee_of(mechanism, setting.dim, rounds, private=True)
     if json_file:
         write_json(guarantee, json_file)
     if json_file != "-":

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_OWN_MACHINE = ("localhost", "127.0.0.1", "::1")
+
 
 @click.command("serve")
 @click.option(
@@ -39,7 +41,14 @@ def command(directory: Path, config: Path | None, stop_with_stdin: bool) -> None
 
     if stop_with_stdin:
         terminate_with_stdin()
-    serve(directory, load_config(config or directory / "server.toml"), _print_ready, _print_round)
+    loaded = load_config(config or directory / "server.toml")
+    if loaded.enrolment == "open" and loaded.host not in _OWN_MACHINE:
+        click.echo(
+            "covey: note: enrolment is open: whoever reaches this server may take part, as often as they like\n"
+            '  hint  enrolment = "token" in the configuration admits devices of your application only',
+            err=True,
+        )
+    serve(directory, loaded, _print_ready, _print_round)
 
 
 def _print_ready(listening: "Listening") -> None:
@@ -47,11 +56,15 @@ def _print_ready(listening: "Listening") -> None:
 
 
 def _print_round(summary: "RoundSummary") -> None:
-    text = f"round {summary.round} {summary.status}"
+    evaluates = summary.kind == "evaluate"
+    text = f"{summary.task} " if evaluates else ""
+    text += f"round {summary.round} {summary.status.replace('_', ' ')}"
     if summary.reason:
         text += f" ({summary.reason})"
     if "correct" in summary.metrics:
-        text += f", {percent(summary.metrics['correct'])} right while training"
+        text += (
+            f", {percent(summary.metrics['correct'])} right {'on held-out examples' if evaluates else 'while training'}"
+        )
     click.echo(
         f"{text}: {summary.reported}/{summary.selected} reported, up {bytes_text(summary.bytes_up)}, "
         f"down {bytes_text(summary.bytes_down)}, {summary.seconds:.2f} s"

@@ -83,7 +83,7 @@ def codec_for(spec: str, mode: str, n_max: int, *, noised: bool = False) -> Code
             where,
             expected="a spec that leaves rounding to the noise",
             got="roundings, scales or steps of its own",
-            hint=f"[mask:P|]hd[|subsample:P]|ring:B:N:{CLIP_NORM} composes with --privacy, and float32 does",
+            hint=f"[mask:P|]hd[|subsample:P]|ring:B:N:{CLIP_NORM} composes with --privacy, and so does float32",
         )
     if by_clip and not noised:
         assert codec.ring is not None
@@ -93,7 +93,7 @@ def codec_for(spec: str, mode: str, n_max: int, *, noised: bool = False) -> Code
             where,
             expected="a spec whose payloads can be summed, in a plan with secure aggregation",
             got="scales or codes of each device's own",
-            hint="[mask:P|]hd[|subsample:P]|ring:B:N:NORM composes; the other specs are for plain mode",
+            hint="[mask:P|][lowrank:K|]hd[|subsample:P]|ring:B:N:NORM composes; the other specs are for plain mode",
         )
     if mode == "secure" and codec.ring is not None and codec.ring.n_max < n_max:
         raise CompressionSpecError(

@@ -28,7 +28,7 @@ from covey.compression.exact import Exact
 from covey.compression.ring_coder import Residues, Ring
 from covey.compression.secure import Projection, SecurePath, centred
 from covey.compression.stage import Coder, PrivateRandomness, Shape, Transform
-from covey.compression.structured_updates import RandomMask
+from covey.compression.structured_updates import LowRank, RandomMask
 from covey.types.errors import LayoutError, UpdateFormatError, UpdateNotFiniteError, VersionError
 from covey.types.rng import derive_seed
 from covey.types.segments import Segment
@@ -58,7 +58,7 @@ class Codec:
         text: the spec in canonical form.
         unbiased: whether every stage is: the mean of many decodings is the update, whatever the update.
         composes_with_secagg: whether sums may be taken of what is sent; such a codec needs one seed for the round.
-        mask: the structured update to train in place, or None.
+        structure: the structured update to train in place, or None.
         ring: the secure path's coder, or None.
     """
 
@@ -69,7 +69,7 @@ class Codec:
         self.text = "|".join(s.text for s in stages)
         self.unbiased = all(s.unbiased for s in stages)
         self.composes_with_secagg = all(s.composes_with_secagg for s in stages)
-        self.mask = next((t for t in transforms if isinstance(t, RandomMask)), None)
+        self.structure = next((t for t in transforms if isinstance(t, RandomMask | LowRank)), None)
         self.ring = coder if isinstance(coder, Ring) else None
         self._is_exact = isinstance(coder, Exact)
         self._is_bare = self._is_exact and not transforms
@@ -158,10 +158,6 @@ class Codec:
             return self._coder.max_bytes(shapes[-1])
         sides = [t.max_side_bytes(s) for t, s in zip(self._transforms, shapes, strict=False)]
         return _ENVELOPE + sum(_SIDE.size + n for n in sides if n) + self._coder.max_bytes(shapes[-1])
-
-    def trained_positions(self, length: int, public_seed: bytes) -> NDArray[np.int64] | None:
-        """Return which coordinates a structured update trains, or None where all are."""
-        return None if self.mask is None else self.mask.positions(length, public_seed)
 
     def ring_segment(self, name: str, length: int) -> Segment:
         """Return the integers that a secure round sums in place of a segment of ``length`` values. A codec with a ring.

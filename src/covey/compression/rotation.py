@@ -21,7 +21,7 @@ from covey.compression.public_randomness import expand_signs, sign_bytes
 from covey.compression.stage import CHUNK_VALUES, Reals, Shape
 from covey.types.errors import UpdateFormatError
 
-__all__ = ["Rotation", "block_width"]
+__all__ = ["Rotation", "block_width", "hadamard"]
 
 _MAX_LOG_WIDTH = 14
 _MIN_LOG_WIDTH = 5
@@ -46,7 +46,8 @@ def block_width(length: int) -> int:
 
 
 @cache
-def _hadamard(size: int) -> Reals:
+def hadamard(size: int) -> Reals:
+    """Return the Walsh-Hadamard matrix over ``sqrt(size)``, ``size`` a power of two; read-only."""
     matrix = np.ones((1, 1), np.float32)
     while len(matrix) < size:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
@@ -58,8 +59,8 @@ def _hadamard(size: int) -> Reals:
 def _rotate(blocks: Reals, out: Reals) -> None:
     """Multiply each row by H: as ``H_a X H_b``, X the row as a matrix, for H is the Kronecker product of the two."""
     width = blocks.shape[1]
-    left = _hadamard(1 << (width.bit_length() // 2))
-    right = _hadamard(width // len(left))
+    left = hadamard(1 << (width.bit_length() // 2))
+    right = hadamard(width // len(left))
     half = np.empty((len(left), len(right)), np.float32)
     for block, target in zip(blocks, out, strict=True):
         np.matmul(left, block.reshape(half.shape), out=half)

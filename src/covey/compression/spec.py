@@ -8,7 +8,7 @@
     hd                   randomised Hadamard rotation
     subsample:P          a random part P of the coordinates, scaled
     mask:P               only the part P that was trained (structured update)
-    lowrank:K            K random projections of each 256 coordinates
+    lowrank:K            only K dimensions, that were trained, of each 256 coordinates (structured update)
     topk:F               the part F with the largest magnitudes
     float32              four bytes a value
     quantize:B           B bits, 1 to 8, probabilistic, between each row's extremes
@@ -31,7 +31,7 @@ from covey.compression.probabilistic_quantization import Quantize
 from covey.compression.ring_coder import CLIP_NORM, Ring
 from covey.compression.rotation import Rotation
 from covey.compression.stage import Coder, Transform
-from covey.compression.structured_updates import LowRank, RandomMask
+from covey.compression.structured_updates import ROW_VALUES, LowRank, RandomMask
 from covey.compression.subsampling import Subsample
 from covey.compression.top_k import TopK
 from covey.compression.uniform_quantization import Uniform
@@ -39,7 +39,8 @@ from covey.types.errors import CompressionSpecError
 
 __all__ = ["STAGE_NAMES", "parse_spec"]
 
-_SKETCH_WIDTH = 256
+
+_STRUCTURES = (RandomMask, LowRank)
 
 
 def parse_spec(spec: str) -> tuple[tuple[Transform, ...], Coder]:
@@ -73,8 +74,8 @@ def parse_spec(spec: str) -> tuple[tuple[Transform, ...], Coder]:
     if isinstance(coder, Ring):
         # The secure path rotates and subsamples by itself: unscaled, and undone once, on the sum.
         keep = next((t.keep for t in transforms if isinstance(t, Subsample)), 1.0)
-        masks = tuple(t for t in transforms if isinstance(t, RandomMask))
-        return masks, Ring(coder.bits, coder.n_max, coder.norm, coder.clamp, keep)
+        structures = tuple(t for t in transforms if isinstance(t, _STRUCTURES))
+        return structures, Ring(coder.bits, coder.n_max, coder.norm, coder.clamp, keep)
     return tuple(transforms), coder
 
 
@@ -82,15 +83,22 @@ def _check_together(spec: str, transforms: list[Transform], coder: Coder) -> Non
     kinds = [type(t) for t in transforms]
     if len(set(kinds)) != len(kinds):
         raise _wrong(spec, "every transform at most once", "one twice", "eden below 1 bit subsamples by itself")
-    if RandomMask in kinds[1:] or (TopK in kinds and kinds.index(TopK) > (RandomMask in kinds)):
-        raise _wrong(spec, "mask and topk first", "them after another stage", "they are about single coordinates")
+    structured = [k for k in kinds if k in _STRUCTURES]
+    if len(structured) > 1:
+        raise _wrong(spec, "one structure to train in", "mask and lowrank")
+    if any(k in _STRUCTURES for k in kinds[1:]):
+        raise _wrong(spec, "mask and lowrank first", "them after another stage", "they say what is trained")
+    if TopK in kinds and kinds.index(TopK) > len(structured):
+        raise _wrong(spec, "topk first, but for mask and lowrank", "it after another stage", "it is about coordinates")
     if isinstance(coder, Eden | Ring) and Rotation not in kinds:
         raise _wrong(spec, "hd before eden and ring", "none", f"hd|{spec}: they count on rotated values")
     if isinstance(coder, Ring):
-        odd = [t.text for t in transforms if not t.composes_with_secagg or isinstance(t, LowRank)]
+        odd = [t.text for t in transforms if not t.composes_with_secagg]
         order = [k for k in kinds if k in (Rotation, Subsample)]
         if odd or order not in ([Rotation], [Rotation, Subsample]):
-            raise _wrong(spec, "[mask|]hd[|subsample]|ring", "others", "only these compose with secure aggregation")
+            raise _wrong(
+                spec, "[mask|][lowrank|]hd[|subsample]|ring", "others", "only these compose with secure aggregation"
+            )
 
 
 def _wrong(spec: str, expected: str, got: str, hint: str = "") -> CompressionSpecError:
@@ -134,7 +142,7 @@ def _eden(spec: str, arguments: list[str]) -> list[Transform | Coder]:
 
 
 def _low_rank(spec: str, arguments: list[str]) -> list[Transform]:
-    (rank,) = _numbers(spec, "lowrank", arguments, ("K", 1, _SKETCH_WIDTH))
+    (rank,) = _numbers(spec, "lowrank", arguments, ("K", 1, ROW_VALUES))
     return [LowRank(_whole(spec, "lowrank", rank, "K"))]
 
 

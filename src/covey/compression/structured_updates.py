@@ -2,24 +2,30 @@
 
 *Random mask*: only the unmasked entries, chosen by a seed, fresh for each device and round, are trained; the others do
 not move, so that nothing is lost by not sending them. That is what ``mask:P`` does where the plan trains in place
-(`Phase.mask`); on an update that was trained without a mask it drops the rest, which is biased.
+(``Phase.trained_in_place``); on an update that was trained without a mask it drops the rest, which is biased.
 
-*Low rank*: ``H = A B`` with A chosen by a seed and B sent. Deviation from the paper, which trains B in place and takes
-one A for each layer: here B is the projection of a finished update (a sketch), A has entries of ±1/sqrt(k), and the
-matrix is the update in rows of 256 values, so that ``E[A A^T] = I`` and the sketch is unbiased for every update.
+*Low rank*: ``H = B A^T`` with A chosen by a seed, fresh for each device and round, and B trained and sent. Deviations
+from the paper, which takes one A for each layer: the update is one matrix, in rows of 256 values, so that the spec
+needs no layer's shape (what is left at the end is trained and sent whole); and A has orthonormal columns (some of a
+Hadamard matrix, with random signs on its rows: all entries are exactly ±1/16), so that a step on B is the projection of
+a step on H, at any learning rate that H stands.
+
+Neither is unbiased for an update that was trained without it: :class:`covey.compression.subsampling.Subsample` is.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from covey.compression.public_randomness import expand_signs, sign_bytes
+from covey.compression.rotation import hadamard
 from covey.compression.stage import Reals, Shape
 from covey.compression.subsampling import kept_per_row, positions
 from covey.types.errors import UpdateFormatError
 
-__all__ = ["LowRank", "RandomMask"]
+__all__ = ["ROW_VALUES", "LowRank", "RandomMask"]
 
-_SKETCH_WIDTH = 256
+ROW_VALUES = 256
+"""Of the matrix that ``lowrank`` makes of an update."""
 
 
 class RandomMask:
@@ -66,44 +72,46 @@ class RandomMask:
 
 
 class LowRank:
-    """``lowrank:K``: send K numbers for each 256 coordinates, random projections of them.
+    """``lowrank:K``: send K numbers for each 256 coordinates, those of B, unscaled; what is left of a row whole.
 
-    The error is ``(255 / K) ||x||^2`` on average: worse than subsampling's at the same size, as in the paper.
+    Exact, up to float32, on an update that was trained under the same A; the projection of one that was not.
 
     Args:
         rank: K, 1 to 256.
     """
 
-    unbiased = True
+    unbiased = False
     composes_with_secagg = True
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self.text = f"lowrank:{rank}"
 
+    def basis(self, seed: bytes) -> Reals:
+        """Return A, ``[256, K]``: orthonormal columns, entries of 1/16 in magnitude."""
+        flips = expand_signs(sign_bytes(seed, "lowrank/signs", ROW_VALUES))
+        columns, _ = positions((1, ROW_VALUES), self.rank, seed, "lowrank")
+        return np.ascontiguousarray(flips[:, None] * hadamard(ROW_VALUES)[:, columns.reshape(-1)])
+
     def shape(self, shape: Shape) -> Shape:
-        """Return ``[1, rank * rows of 256]``."""
-        return 1, self.rank * -(-shape[0] * shape[1] // _SKETCH_WIDTH)
+        """Return ``[1, rank * whole rows of 256 + what is left]``."""
+        rows, rest = divmod(shape[0] * shape[1], ROW_VALUES)
+        return 1, self.rank * rows + rest
 
     def max_side_bytes(self, shape: Shape) -> int:
-        """Return 0: the seed says which projections."""
+        """Return 0: the seed says which A."""
         return 0
 
     def forward(self, values: Reals, seed: bytes) -> tuple[Reals, bytes]:
-        """Project: ``B = H A``."""
-        rows = -(-values.size // _SKETCH_WIDTH)
-        padded = np.zeros((rows, _SKETCH_WIDTH), np.float32)
-        padded.reshape(-1)[: values.size] = values.reshape(-1)
-        return (padded @ self._projection(seed)).reshape(1, -1), b""
+        """Return ``B = H A``."""
+        flat, whole = values.reshape(-1), values.size - values.size % ROW_VALUES
+        inside = flat[:whole].reshape(-1, ROW_VALUES) @ self.basis(seed)
+        return np.concatenate([inside.reshape(-1), flat[whole:]]).reshape(1, -1), b""
 
     def inverse(self, values: Reals, side: bytes, shape: Shape, seed: bytes) -> Reals:
         """Expand: ``B A^T``."""
         if len(side):
             raise UpdateFormatError("lowrank", expected="nothing beside the values", got=f"{len(side)} bytes")
-        wide = values.reshape(-1, self.rank) @ self._projection(seed).T
-        return wide.reshape(-1)[: shape[0] * shape[1]].reshape(shape)
-
-    def _projection(self, seed: bytes) -> Reals:
-        count = _SKETCH_WIDTH * self.rank
-        flips = expand_signs(sign_bytes(seed, "lowrank", count))[:count].reshape(_SKETCH_WIDTH, self.rank)
-        return np.asarray(flips / np.sqrt(np.float32(self.rank)), np.float32)
+        flat, inside = values.reshape(-1), self.rank * (shape[0] * shape[1] // ROW_VALUES)
+        wide = flat[:inside].reshape(-1, self.rank) @ self.basis(seed).T
+        return np.concatenate([wide.reshape(-1), flat[inside:]]).reshape(shape)

@@ -74,10 +74,6 @@ class PinnedAuthority:
             self._identity = self._certified(now_s)
         return self._identity
 
-    def forget(self) -> None:
-        """Drop the identity; the next one is another."""
-        self._identity = None
-
     def abort(self) -> None:
         """Make a call that waits in another thread fail now; from any thread."""
         if (connection := self._open) is not None:

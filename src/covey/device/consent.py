@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,7 +17,8 @@ from covey.device.choices import Choices, Chosen
 from covey.device.examples import Collection, ExampleStore
 from covey.device.files import erase, folder_name, is_held, quarantined, storage_errors, written_whole
 from covey.device.ledger import Chain, Ledger, LedgerEntry
-from covey.device.statement import Act, SessionRecord, Totals, acts, sessions, totals
+from covey.device.populations import Populations
+from covey.device.statement import Act, SessionRecord, Totals, acts, sessions, time_text, totals
 from covey.types.errors import StorageError, UsageError
 
 __all__ = ["Owner", "Overview"]
@@ -33,6 +35,7 @@ class Overview:
     Attributes:
         is_running: whether an agent has the state directory open.
         chosen: the person's choices; None: the file cannot be read, and nothing is trained.
+        joined: the populations that the agent of this directory serves.
         collections: what examples there are.
         store_bytes: the size of the example store.
         is_encrypted: whether the store is.
@@ -45,6 +48,7 @@ class Overview:
 
     is_running: bool
     chosen: Chosen | None
+    joined: list[str]
     collections: list[Collection]
     store_bytes: int
     is_encrypted: bool
@@ -77,6 +81,9 @@ class Owner:
             chosen = self.choices.read()
         with _told(problems):
             chain = self.ledger.verify()
+        joined: list[str] = []
+        with _told(problems):
+            joined = [m.population for m in Populations(self.home).read()]
         entries: list[LedgerEntry] = []
         with _told(problems):
             entries = list(self.ledger.entries())
@@ -91,6 +98,7 @@ class Owner:
         return Overview(
             is_running=is_held(self.home / "lock"),
             chosen=chosen,
+            joined=joined,
             collections=collections,
             store_bytes=store_bytes,
             is_encrypted=is_encrypted,
@@ -105,7 +113,7 @@ class Owner:
         """Train nothing for ``for_s`` seconds; infinity: until resumed. A running session ends within a second."""
         until_s = self.clock() + for_s
         self.choices.pause(until_s)
-        self._record("paused", reason="until resumed" if for_s == float("inf") else f"for {for_s:g} s")
+        self._record("paused", reason=f"until {'you resume' if for_s == float('inf') else time_text(until_s)}")
 
     def resume(self) -> None:
         """End a pause."""
@@ -147,12 +155,19 @@ class Owner:
         return count
 
     def forget_population(self, population: str) -> None:
-        """Refuse a population, and delete what the device has of it: credential, plan, checkpoint and model."""
+        """Refuse and leave a population, and delete what the device has of it: credential, plan, checkpoint, model.
+
+        Raises:
+            StorageError: a file cannot be written, or the list of joined populations cannot be read; the rest is done.
+        """
         self.refuse(population)
-        self._forget_credentials(population)
+        _rewrite(self.home / "credentials.json", lambda known: [c for c in known if c["population"] != population])
+        _rewrite(self.home / "schedule.json", lambda known: {k: v for k, v in known.items() if k != population})
         erase(self.home / "blobs", keep_folder=True)  # by content, not by population: what others need comes again
         erase(self.home / "personal" / folder_name(population))
         self._record("forgot", population=population, reason="credential, plan, checkpoint and model")
+        with contextlib.suppress(UsageError):  # it was not joined here, but by an application
+            Populations(self.home).leave(population)
 
     def forget_everything(self) -> int:
         """Pause until resumed, and delete all but the ledger and the choices; return how many examples went."""
@@ -164,18 +179,6 @@ class Owner:
                     erase(path, keep_folder=path.name == "blobs")
         self._record("forgot", reason="everything but this ledger and your choices")
         return count
-
-    def _forget_credentials(self, population: str) -> None:
-        path = self.home / "credentials.json"
-        with storage_errors("credentials"):
-            try:
-                stored = msgspec.json.decode(path.read_bytes(), type=list[dict[str, object]])
-            except FileNotFoundError:
-                return
-            except (msgspec.MsgspecError, UnicodeDecodeError):
-                stored = []
-            with written_whole(path) as file:
-                file.write(msgspec.json.encode([c for c in stored if c.get("population") != population]))
 
     def _record(self, kind: str, *, population: str = "", num_examples: int = 0, reason: str = "") -> None:
         self.ledger.append(
@@ -189,6 +192,20 @@ def _told(problems: list[str]) -> Iterator[None]:
         yield
     except StorageError as e:
         problems.append(str(e))
+
+
+def _rewrite(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change a JSON file; one that cannot be read goes: the agent makes another."""
+    with storage_errors(path.name):
+        try:
+            changed = change(msgspec.json.decode(path.read_bytes()))
+        except FileNotFoundError:
+            return
+        except (msgspec.MsgspecError, UnicodeDecodeError, TypeError, KeyError, AttributeError):
+            erase(path)
+            return
+        with written_whole(path) as file:
+            file.write(msgspec.json.encode(changed))
 
 
 def _check_name(population: str) -> None:

@@ -18,6 +18,7 @@ from covey.device.effects import (
     TIME_IS_UP,
     AwaitStep,
     Certify,
+    Counted,
     Effect,
     FetchBlob,
     Finished,
@@ -32,6 +33,7 @@ from covey.device.effects import (
 from covey.device.events import AgentEvent, AgentSummary, Tell
 from covey.device.gate import Gate
 from covey.device.home import DeviceHome
+from covey.device.kept import KeptState
 from covey.device.pace import Pace
 from covey.device.policy import OwnerPolicy
 from covey.device.recorder import Recorder
@@ -96,6 +98,7 @@ class Driver:
             noise=AesCtr(os.urandom(32), private=True),
             used_sums=parts.used_sums,
         )
+        self._kept = KeptState(parts.home.path / "kept", parts.policy.population)
         self._deadline_s, self._num_tries, self._bytes_down = float("inf"), 0, 0
 
     def run(self) -> Outcome:
@@ -112,6 +115,7 @@ class Driver:
             self._interrupted()
             raise
         if (given := self._session.assignment) is not None:
+            self._keep(effect.outcome)
             self._record_end(effect.outcome)
             with contextlib.suppress(StorageError):  # what cannot be deleted now may be after the next session
                 self._parts.home.blobs.trim({given.plan.sha256, given.checkpoint.sha256})
@@ -206,6 +210,13 @@ class Driver:
         except StorageError as error:  # what was sent stands in it; the next session finds out whether it works again
             self._tell("lost", f"the ledger could not be written: {error}", error)
 
+    def _keep(self, outcome: Outcome) -> None:
+        """Store what the algorithm keeps on the device, where the update was counted."""
+        try:
+            self._kept.ended(counted=isinstance(outcome, Counted))
+        except StorageError as error:
+            self._tell("not_kept", f"the algorithm's own state could not be stored: {error}", error)
+
     def _train(self, effect: Train) -> Effect:
         session, parts = self._session, self._parts
         manifest = effect.job.plan.manifest
@@ -217,7 +228,8 @@ class Driver:
             return parts.stopping.is_set() or parts.clock.elapsed_s() > until_s or not parts.gate.is_open()
 
         try:
-            return session.trained(parts.trainer.run(effect.job, examples, should_stop))
+            job = self._kept.given(effect.job)
+            return session.trained(self._kept.trained(job, parts.trainer.run(job, examples, should_stop)))
         except TrainingStopped:
             return session.stopped(TIME_IS_UP if parts.clock.elapsed_s() > until_s else CONDITION_LAPSED)
 

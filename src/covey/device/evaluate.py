@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 
 from covey.device.batches import checked_examples, padded_batches
+from covey.device.predictor import Predictor
 from covey.device.runtime import GraphCache
 from covey.plans.plan import Plan
-from covey.types.errors import ExampleError
 from covey.types.tensors import Array, Tensors
 
 __all__ = ["Evaluator", "evaluate", "predict"]
@@ -52,16 +52,8 @@ class Evaluator:
             ExampleError: an input that is missing or of another shape or dtype.
             PlanFormatError: the plan has no ``predict`` graph.
         """
-        fields = [f for f in self._plan.manifest.examples.fields if f.role == "input"]
-        for f in fields:
-            given = np.asarray(inputs[f.name]) if f.name in inputs else None
-            if given is None or given.shape != f.shape or given.dtype != np.dtype(f.dtype):
-                got = "nothing" if given is None else f"{given.dtype.name} {list(given.shape)}"
-                raise ExampleError(f"input {f.name!r}", expected=f"{f.dtype} {list(f.shape)}", got=got)
-        feeds = {f"input.{f.name}": np.asarray(inputs[f.name])[None] for f in fields}
-        feeds |= {f"params.{k}": v for k, v in params.items()}
-        outputs = self._graphs.graph(self._plan, "predict").run(feeds)
-        return {k.removeprefix("output."): v[0] for k, v in outputs.items()}
+        graph = self._graphs.graph(self._plan, "predict")
+        return Predictor(graph, self._plan.manifest, params)({k: np.asarray(v) for k, v in inputs.items()})
 
 
 def evaluate(plan: Plan, params: Tensors, examples: Tensors) -> dict[str, float]:

@@ -12,6 +12,8 @@ __all__ = ["Pace", "stop_on_signals"]
 
 _LEAST_S = 0.05
 _DAY_S = 86_400.0
+_MOST_JITTER_S = 5.0
+"""A server that steers the pace spreads devices itself, or lets them meet: they shall come when they were told to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class Pace:
 
     def as_asked(self, retry_after_s: float, chance: random.Random) -> float:
         """Return the server's pause with jitter; never so short that it would be a flood, never above a day."""
-        return max(_LEAST_S, min(retry_after_s, _DAY_S)) * (1.0 + self.jitter * chance.random())
+        pause_s = max(_LEAST_S, min(retry_after_s, _DAY_S))
+        return pause_s + min(self.jitter * pause_s, _MOST_JITTER_S) * chance.random()
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ def _populations(overview: Overview, csrf: str) -> str:
     refused = overview.chosen.refused if overview.chosen else frozenset()
     known = {t.population: t for t in overview.totals}
     rows = []
-    for name in dict.fromkeys([*known, *sorted(refused)]):
+    for name in dict.fromkeys([*overview.joined, *known, *sorted(refused)]):
         total = known.get(name, Totals(name))
         is_refused = name in refused
         button = (
@@ -105,7 +105,8 @@ def _populations(overview: Overview, csrf: str) -> str:
             if is_refused
             else _button(csrf, "refuse", "Refuse", kind="danger", population=name)
         )
-        status = "<span class='tag bad'>refused</span>" if is_refused else "<span class='tag good'>taking part</span>"
+        kind, word = ("bad", "refused") if is_refused else ("good", "joined" if name in overview.joined else "accepted")
+        status = f"<span class='tag {kind}'>{word}</span>"
         rows.append(
             (
                 f"<strong>{escape(name)}</strong><br>{status}",
@@ -157,7 +158,7 @@ def _acts(overview: Overview) -> str:
 
 
 def _forget(overview: Overview, csrf: str) -> str:
-    names = [t.population for t in overview.totals]
+    names = [*overview.joined, *(t.population for t in overview.totals)]
     choices = [("examples", "", "Delete all examples, and the models trained on them here")]
     choices += [("population", n, f"Delete what is here of {n}, and refuse it") for n in dict.fromkeys(names)]
     choices += [("everything", "", "Delete everything, and pause")]

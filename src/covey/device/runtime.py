@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -85,20 +85,39 @@ class Graph:
             PlanFormatError: an input that is missing, or of a shape or dtype that the graph does not take.
         """
         given = {k: v for k, v in feeds.items() if k in self.inputs}
-        if missing := self.inputs - set(given):
+        self.check_inputs(given)
+        # Scalars come back as NumPy scalars, which cannot be fed in again.
+        values = self.values(given, shrink=shrink, stop=stop)
+        return {k: np.asarray(v) for k, v in zip(self.outputs, values, strict=True)}
+
+    def check_inputs(self, known: Collection[str]) -> None:
+        """Refuse a graph that takes more than the ``known`` inputs.
+
+        Raises:
+            PlanFormatError: names some of the others.
+        """
+        if missing := self.inputs.difference(known):
             raise PlanFormatError(
                 self._where, expected="only inputs that a device knows", got=f"{', '.join(sorted(missing)[:3])} as well"
             )
+
+    def values(
+        self, given: Mapping[str, Array], *, shrink: bool = False, stop: RunStop | None = None
+    ) -> Sequence[Array]:
+        """Run once on exactly the graph's inputs, and return the outputs as they come: :meth:`run` without its checks.
+
+        Raises:
+            RunStoppedError, PlanFormatError: see :meth:`run`.
+        """
         shrink = shrink and self._arena
         options = (stop.shrinking if shrink else stop.plain) if stop is not None else _SHRINK if shrink else None
         try:
-            values = self._session.run(self.outputs, given, options)
+            values: Sequence[Array] = self._session.run(self.outputs, given, options)
         except Exception as e:  # as above
             if stop is not None and stop.is_set:
                 raise RunStoppedError from e
             raise PlanFormatError(self._where, expected="a graph that runs on its inputs", got=_first_line(e)) from e
-        # Scalars come back as NumPy scalars, which cannot be fed in again.
-        return {k: np.asarray(v) for k, v in zip(self.outputs, values, strict=True)}
+        return values
 
 
 class GraphCache:

@@ -51,7 +51,7 @@ from covey.device.effects import (
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
 from covey.device.private import private_segments
 from covey.device.trainer import LocalResult, TrainingJob
-from covey.device.update import check_rings, encoded_update, summed_integers, trained_masks
+from covey.device.update import check_rings, drawn_structure, encoded_update, summed_integers
 from covey.device.verified import Verified
 from covey.plans.manifest import Manifest
 from covey.plans.plan import Plan
@@ -273,6 +273,8 @@ class Session:
         self._expect(*(s for s in SessionState if s is not SessionState.FINISHED))
         if self.state is SessionState.ABANDONING:
             return self.abandoned()
+        if error is not None and self.state is SessionState.CERTIFYING:
+            return self._give_up(error.code, error)  # the authority is away, not the server: the round need not wait
         if error is not None:
             return self._finish(Lost(error))
         if self.state in (SessionState.IDLE, SessionState.CHECKING_IN):
@@ -302,7 +304,7 @@ class Session:
         return self._train(self._plan, assignment, self._verified.tensors(assignment.shared, specs, data, "shared"))
 
     def _train(self, plan: Plan, assignment: Assignment, shared: Tensors) -> Effect:
-        shared = {**shared, **trained_masks(plan.manifest, assignment)}
+        shared = {**shared, **drawn_structure(plan.manifest, assignment)}
         job = TrainingJob(plan, assignment.phase, self._params, shared, assignment.hyper, self._seed)
         within_s = min(plan.manifest.budget.time_s, assignment.report_within_s)
         return self._go(SessionState.TRAINING, Train(job, within_s))

@@ -169,6 +169,10 @@ class HttpTransport:
         """Ask an enrolment authority, which is at an address of its own, for a certificate."""
         return self._post("/v1/certify", message, Certified, "")
 
+    def release(self, population: str) -> bytes:
+        """Return the population's newest release as JSON; :mod:`covey.device.released` verifies it."""
+        return self._send("GET", f"/v1/populations/{_segment(population)}/release", b"", "")
+
     def status(self, population: str, *, after: int = 0) -> PopulationStatus:
         """Return the public state of a population, with the summaries of its rounds after ``after``."""
         data = self._send("GET", f"/v1/populations/{_segment(population)}?after={after}", b"", "")

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covey.compression.codec import HEADER_CODEC, Codec, codecs_of, part_codec, segment_seed
-from covey.plans.manifest import TRAINED, Manifest
+from covey.compression.structured_updates import LowRank, RandomMask
+from covey.plans.manifest import BASIS, TRAINED, Manifest
 from covey.privacy.randomness import AesCtr
 from covey.types.errors import PlanFormatError
 from covey.types.rng import derive_seed
@@ -17,7 +18,7 @@ from covey.types.tensors import Tensors, TensorSpec, unflatten_tensors
 from covey.wire.framing import encode_update
 from covey.wire.messages import Assignment
 
-__all__ = ["check_rings", "encoded_update", "projected", "summed_integers", "trained_masks"]
+__all__ = ["check_rings", "drawn_structure", "encoded_update", "projected", "summed_integers"]
 
 
 def encoded_update(
@@ -121,25 +122,30 @@ def _made(codec: Codec, name: str, length: int, manifest: Manifest) -> Segment:
     return Segment(name, count, bound, ring.n_max, ring_bits=ring.bits)
 
 
-def trained_masks(manifest: Manifest, assignment: Assignment) -> Tensors:
-    """Return which entries of each tensor a structured update trains, as ``trained/<name>``; nothing where all are.
+def drawn_structure(manifest: Manifest, assignment: Assignment) -> Tensors:
+    """Return what a structured update draws for the graphs: its masks, or its basis; nothing where all is trained.
 
     Raises:
-        PlanFormatError: a plan that trains in place with a codec that names no mask.
+        PlanFormatError: a plan that trains in place with a codec that names no structure.
     """
     phase = manifest.phases[assignment.phase]
     if not phase.trained_in_place:
         return {}
     (segment,) = phase.segments
     codec = codecs_of(phase.segments, manifest.privacy)[segment.name]
-    at = codec.trained_positions(segment.length, _public(codec, assignment, segment.name))
-    if at is None:
-        raise PlanFormatError("phase: trained_in_place", expected="a codec mask:P|...", got=segment.codec)
-    trained = np.zeros(segment.length, np.bool_)
-    trained[at] = True
-    return unflatten_tensors(
-        trained, tuple(TensorSpec(f"{TRAINED}/{t.name}", t.shape, "bool") for t in segment.tensors)
-    )
+    seed = _public(codec, assignment, segment.name)
+    match codec.structure:
+        case RandomMask() as mask:
+            trained = np.zeros(segment.length, np.bool_)
+            trained[mask.positions(segment.length, seed)] = True
+            specs = tuple(TensorSpec(f"{TRAINED}/{t.name}", t.shape, "bool") for t in segment.tensors)
+            return unflatten_tensors(trained, specs)
+        case LowRank() as low_rank:
+            return {BASIS: low_rank.basis(seed)}
+        case None:
+            raise PlanFormatError(
+                "phase: trained_in_place", expected="a codec mask:P|... or lowrank:K|...", got=segment.codec
+            )
 
 
 def _part_codecs(manifest: Manifest, phase: int) -> dict[str, Codec]:

@@ -12,10 +12,11 @@ A plan holds four kinds of ONNX graph (opset <= 21, default domain):
     ``begin``: ``params.*``, ``shared.*`` -> ``state.*``. ``finish``: ``state.*``, ``params.*``, ``shared.*``,
     ``totals.*`` (float32 scalars: examples, weight, loss) -> ``<segment>.*``.
 ``eval``
-    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means. It is the
-    graph of the one phase of an evaluation plan (:mod:`covey.plans.evaluation`), which sends nothing but the header.
+    ``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``: sums and counts, never means.
 ``predict``
     ``params.*``, ``input.*`` -> ``output.*``.
+
+A plan of several phases names their graphs ``begin``, ``begin-1`` and so on; see :class:`Phase`.
 
 An input that a graph does not use may be absent from it. Metrics are float32 sums; ``loss``, ``weight`` and
 ``examples`` are always there, the task's own follow.
@@ -25,6 +26,7 @@ from typing import Any
 
 import msgspec
 
+from covey.plans.fields import ExampleSchema, FieldSpec, Query
 from covey.plans.terms import Budget, Eligibility, NoiseTerms, PrivacyTerms, SecureTerms
 from covey.types.errors import LayoutError, PlanFormatError, PlanSchemaError
 from covey.types.segments import Segment, header_segment, real_segment
@@ -46,6 +48,7 @@ __all__ = [
     "FieldSpec",
     "GraphEntry",
     "HyperBound",
+    "KEPT",
     "Manifest",
     "NOISE_SCHEMA",
     "NoiseTerms",
@@ -54,6 +57,7 @@ __all__ = [
     "Query",
     "RingPlan",
     "SecureTerms",
+    "STATE_SCHEMA",
     "SegmentPlan",
     "decode_manifest",
     "encode_manifest",
@@ -69,8 +73,15 @@ ACTIVE_SCHEMA = 3
 """The schema of plans against an active server. An older device would take part as if the server were honest."""
 EVALUATION_SCHEMA = 3
 """The schema of plans whose phase evaluates."""
+STATE_SCHEMA = 3
+"""The schema of plans whose devices keep state, or whose phases have graphs of their own: an older device would ignore
+the fields that say so, and send another update than the algorithm's."""
+KEPT = "kept"
+"""Prefix of what a device keeps from session to session: ``shared.kept/<name>`` goes in, ``kept.<name>`` comes out."""
 TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
+BASIS = "basis"
+"""The name of what a structured update of low rank moves in, among the same."""
 
 BASE_METRICS = ("examples", "loss", "weight")
 COMPARISON = ("compared", "difference", "difference_squared")
@@ -79,39 +90,6 @@ CLIP = "clip"
 """The per-round value that carries the clip where a plan has noise."""
 CLIP_COUNT = "clip_count"
 """The segment with the indicators of the adapting clip: one coordinate, the last of an update."""
-
-
-class FieldSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One field of an example: name, shape and dtype without the batch dimension, and what fills it.
-
-    ``role`` is ``input`` or ``label``; ``source`` says in words where the value comes from in the person's own
-    interaction ("the next character typed"). Integers lie in ``[0, num_values)`` where that is given: a device refuses
-    an example outside it, which would index past the end of a table.
-    """
-
-    name: str
-    shape: tuple[int, ...] = ()
-    dtype: str = "float32"
-    role: str = "input"
-    source: str = ""
-    num_values: int | None = None
-
-
-class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Which of the device's examples a plan trains on. Data, never SQL: ``where`` is ``[[field, op, value], ...]``."""
-
-    collection: str
-    where: tuple[tuple[str, str, str | int | float | bool], ...] = ()
-    order: str = "oldest"
-    limit: int | None = None
-    split: str = "train"
-
-
-class ExampleSchema(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of one example and the query that selects them."""
-
-    fields: tuple[FieldSpec, ...]
-    query: Query
 
 
 class HyperBound(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,12 +150,17 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     ``batch_size`` examples make a step, ``epochs`` passes are made over the device's examples, at most ``max_steps``
     steps in all; a chunk holds at most ``chunk_steps`` steps, about one second of work.
 
-    ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, a bool tensor
-    ``trained/<parameter>`` for each tensor of the one segment: the mask that its codec draws from the session's public
-    seed (a structured update). Other parameters do not move.
+    ``shared`` is what the server broadcasts. Where ``trained_in_place`` is set, the graphs take, besides, what the
+    codec of the one segment draws from a public seed (a structured update): for ``mask``, a bool tensor
+    ``trained/<parameter>`` for each of its tensors, and other parameters do not move; for ``lowrank``, the float32
+    tensor ``basis``, and nothing moves but in its directions.
 
     A phase of graph ``eval`` has no state and no segments. Where the server broadcasts a second model as ``shared``,
     the device compares both by its mean of the metric ``compares``.
+
+    ``kept`` is what the device itself keeps from one of its sessions to the next, zeros at first: inputs
+    ``shared.kept/<name>`` of the graphs and outputs ``kept.<name>`` of ``finish``. It is stored where the server
+    counted the report, and never sent. ``begin`` and ``finish`` name the phase's graphs.
     """
 
     name: str
@@ -191,6 +174,14 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     chunk_steps: int
     trained_in_place: bool = False
     compares: str = ""
+    kept: tuple[TensorSpec, ...] = ()
+    begin: str = "begin"
+    finish: str = "finish"
+
+    @property
+    def needs_state_schema(self) -> bool:
+        """Whether only devices that know ``kept``, ``begin`` and ``finish`` may run it."""
+        return bool(self.kept) or (self.begin, self.finish) != ("begin", "finish")
 
 
 class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -275,8 +266,10 @@ _LEAST_FRACTION_BITS = 8
 """A weighted coordinate is rounded to 1/256 at worst: to 4e-6 of a device's change, at a thousand examples."""
 
 
-def needed_schema(privacy: PrivacyTerms) -> int:
-    """Return the schema of a plan with these terms: the lowest that makes a device that does not know them refuse."""
+def needed_schema(privacy: PrivacyTerms, phases: tuple[Phase, ...] = ()) -> int:
+    """Return the schema of a plan with these: the lowest that makes a device that does not know them refuse."""
+    if any(p.needs_state_schema for p in phases):
+        return STATE_SCHEMA
     if privacy.secure is not None and privacy.secure.is_active:
         return ACTIVE_SCHEMA
     return NOISE_SCHEMA if privacy.noise is not None else 1
@@ -328,6 +321,8 @@ def _validate(m: Manifest) -> None:
         (m.params == tuple(sorted(m.params)), "params", "canonical order"),
     ]
     for i, p in enumerate(m.phases):
+        known = m.schema >= STATE_SCHEMA or not p.needs_state_schema
+        checks.append((known, "schema", f"at least {STATE_SCHEMA} for state on the device or several phases"))
         checks += _evaluation_checks(m, p, f"phases[{i}]") if p.graph == "eval" else _phase_checks(p, f"phases[{i}]")
     if (secure := m.privacy.secure) is not None:
         checks += [
@@ -362,7 +357,7 @@ def _phase_checks(p: Phase, where: str) -> list[tuple[bool, str, str]]:
         (
             not p.trained_in_place or len(p.segments) == 1,
             f"{where}.trained_in_place",
-            "one segment, whose codec names the mask",
+            "one segment, whose codec names what is trained",
         ),
         (all(s.max_delta > 0 for s in p.segments), f"{where}.max_delta", "above 0"),
         (not p.compares, f"{where}.compares", "nothing but in an evaluation"),
@@ -376,10 +371,8 @@ def _evaluation_checks(m: Manifest, p: Phase, where: str) -> list[tuple[bool, st
         (not p.segments and not p.state and not p.trained_in_place, where, "an evaluation to send the header alone"),
         (p.shared == m.params, f"{where}.shared", "a second model's parameters"),
         (m.metrics[-len(COMPARISON) :] == COMPARISON, "metrics", f"to end with {', '.join(COMPARISON)}"),
-        (p.compares in m.graph_metrics, f"{where}.compares", "one of the metrics"),
-        (p.compares not in ("examples", "weight"), f"{where}.compares", "a metric that is divided by the weight"),
+        (p.compares in set(m.graph_metrics) - {"examples", "weight"}, f"{where}.compares", "a metric that has a mean"),
         (not m.hyper, "hyper", "no per-round values in an evaluation"),
-        # Metric sums would be opened without noise; they are absent from plans with noise for that reason.
         (m.privacy.noise is None, "privacy.noise", "none: an evaluation has nothing but metrics, which get no noise"),
     ]
 

@@ -1,6 +1,7 @@
 """Write a promise of differential privacy into a plan that was built without one. The graphs stay as they are."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import msgspec
 
@@ -21,7 +22,7 @@ from covey.privacy.spec import RingRoom, Setting, Spec
 from covey.recipes.prepare import Prepared
 from covey.types.errors import PrivacyError
 
-__all__ = ["with_privacy"]
+__all__ = ["sent_by", "with_privacy"]
 
 
 def with_privacy(prepared: Prepared, spec: Spec, setting: Setting) -> tuple[Prepared, Mechanism]:
@@ -44,9 +45,7 @@ def with_privacy(prepared: Prepared, spec: Spec, setting: Setting) -> tuple[Prep
         raise PrivacyError("--privacy: tree", expected="an algorithm with one phase, and no ring", got=got)
     if any(h.name == CLIP for h in manifest.hyper):
         raise PrivacyError("--privacy", expected=f"a task without a per-round value {CLIP!r} of its own", got="one")
-    dim = max(sum(_num_sent(codec, s.length) for s in p.segments) for p in manifest.phases)
-    room = None if codec.ring is None else RingRoom(codec.ring.bits, codec.ring.n_max, codec.ring.clamp)
-    setting = dataclasses.replace(setting, dim=dim, ring=room)
+    setting = sent_by(codec, setting, [[s.length for s in p.segments] for p in manifest.phases])
     mechanism = spec.resolve(setting)
     noise = _noise_terms(mechanism, spec.bits(setting), setting)
     terms = msgspec.structs.replace(
@@ -58,7 +57,7 @@ def with_privacy(prepared: Prepared, spec: Spec, setting: Setting) -> tuple[Prep
     clip = HyperBound(name=CLIP, default=mechanism.clip, low=mechanism.clip_low, high=mechanism.clip_high)
     private = msgspec.structs.replace(
         manifest,
-        schema=needed_schema(terms),
+        schema=needed_schema(terms, manifest.phases),
         privacy=terms,
         phases=tuple(_noised(p, codec, noise) for p in manifest.phases),
         hyper=(*manifest.hyper, clip),
@@ -67,6 +66,19 @@ def with_privacy(prepared: Prepared, spec: Spec, setting: Setting) -> tuple[Prep
         private.layout(index)  # refuses a ring that could wrap
     data = pack_plan(private, prepared.plan.graphs)
     return Prepared(data, prepared.checkpoint, prepared.cached), mechanism
+
+
+def sent_by(codec: Codec, setting: Setting, phases: Sequence[Sequence[int]]) -> Setting:
+    """Return the setting with what a codec sends and has room for.
+
+    Args:
+        codec: of all segments.
+        setting: the rest of it.
+        phases: the lengths of each phase's segments.
+    """
+    dim = max(sum(_num_sent(codec, length) for length in segments) for segments in phases)
+    room = None if codec.ring is None else RingRoom(codec.ring.bits, codec.ring.n_max, codec.ring.clamp)
+    return dataclasses.replace(setting, dim=dim, ring=room)
 
 
 def _only_codec(manifest: Manifest) -> Codec:

@@ -10,11 +10,12 @@ import msgspec
 from covey.admission.limits import Limits
 from covey.types.errors import UsageError
 
-__all__ = ["ReleaseConfig", "RoundConfig", "ServerConfig", "load_config"]
+__all__ = ["PaceConfig", "ReleaseConfig", "RoundConfig", "ServerConfig", "check_name", "load_config"]
 
 
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+_MAX_NAME = 64
 
 
 class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,6 +31,14 @@ class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     pause_s: float = 0.0
     max_rounds: int = 0
     hyper: dict[str, float] = {}
+
+
+class PaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[pace]`` table: when devices come back; see :class:`covey.server.pace.PaceSettings`."""
+
+    least_s: float = 60.0
+    most_s: float = 86_400.0
+    margin: float = 1.3
 
 
 class ReleaseConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,7 +71,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         checkpoint: the first checkpoint, packed tensors.
         owner_key: the owner's public key, PEM: plans that it did not sign are refused.
         poll_s: how long a check-in is held open.
-        retry_s: when a device that was not needed shall come back.
+        retry_s: when a device shall come back that found a server which stops.
         max_waiting: how many devices may wait at once.
         buffers: how many report bodies are in memory at once; more are asked to come again.
         num_shards: aggregators that share a cohort.
@@ -77,6 +86,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         log_format: ``text``, or ``json`` for one JSON object in each line.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
         round: how a round goes.
+        pace: when devices come back.
         release: what becomes a release.
     """
 
@@ -100,8 +110,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     limits: Limits = Limits()
     metrics_port: int = 0
     log_format: str = "text"
-    log_level: str = "info"
+    log_level: str = "warning"
     round: RoundConfig = RoundConfig()
+    pace: PaceConfig = PaceConfig()
     release: ReleaseConfig = ReleaseConfig()
 
 
@@ -123,7 +134,7 @@ def load_config(path: Path) -> ServerConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UsageError(f"configuration {path}", expected="TOML", got=str(e)) from e
     _known_keys(path, table, ServerConfig, "")
-    for name, kind in (("round", RoundConfig), ("release", ReleaseConfig), ("limits", Limits)):
+    for name, kind in (("round", RoundConfig), ("pace", PaceConfig), ("release", ReleaseConfig), ("limits", Limits)):
         if isinstance(table.get(name), dict):
             _known_keys(path, table[name], kind, f"{name}.")
     try:
@@ -148,7 +159,7 @@ def _known_keys(path: Path, table: dict[str, Any], kind: type[msgspec.Struct], p
 
 
 def _check(path: Path, config: ServerConfig) -> None:
-    ranges = {
+    ranges: dict[str, tuple[float, float]] = {
         "port": (0, 65535),
         "metrics_port": (0, 65535),
         "max_waiting": (1, 10_000_000),
@@ -159,16 +170,27 @@ def _check(path: Path, config: ServerConfig) -> None:
         "poll_s": (0.01, 60),
         "retry_s": (0, 86_400),
     }
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if not low <= value <= high:
-            raise UsageError(f"configuration {path}: {name}", expected=f"{low} to {high}", got=str(value))
+    _check_ranges(path, config, "", ranges)
+    paces: dict[str, tuple[float, float]] = {"most_s": (0.05, 86_400), "margin": (1, 100)}
+    _check_ranges(path, config.pace, "pace.", paces)
+    _check_ranges(path, config.pace, "pace.", {"least_s": (0.05, config.pace.most_s)})
     config.limits.check(f"configuration {path}")
     for name, known in (("log_format", LOG_FORMATS), ("log_level", LOG_LEVELS)):
         if (text := getattr(config, name)) not in known:
             raise UsageError(f"configuration {path}: {name}", expected=" or ".join(known), got=text)
+    check_name(f"configuration {path}: population", config.population)
+    check_name(f"configuration {path}: task", config.task)
+
+
+def check_name(where: str, name: str) -> None:
+    """Raise UsageError for a name that would not go into addresses, paths and files as it is."""
     safe = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.")
-    if not config.population or not set(config.population) <= safe or config.population.startswith("."):
-        raise UsageError(
-            f"configuration {path}: population", expected="letters, digits and -_.", got=repr(config.population)
-        )
+    if not 0 < len(name) <= _MAX_NAME or not set(name) <= safe or name.startswith("."):
+        raise UsageError(where, expected=f"1 to {_MAX_NAME} letters, digits and -_.", got=repr(name[: 2 * _MAX_NAME]))
+
+
+def _check_ranges(path: Path, table: msgspec.Struct, prefix: str, ranges: dict[str, tuple[float, float]]) -> None:
+    for name, (low, high) in ranges.items():
+        value = getattr(table, name)
+        if not low <= value <= high:
+            raise UsageError(f"configuration {path}: {prefix}{name}", expected=f"{low} to {high}", got=str(value))

@@ -98,7 +98,8 @@ class Coordinator:
         self._wake_after_s = 0.0
         for task in self._book.tasks:
             if task.state is TaskState.RUNNING:
-                with contextlib.suppress(BudgetExhaustedError):  # its first round says so, and the others are served
+                # Its first round says so, and the others are served; a checkpoint that was measured may be gone.
+                with contextlib.suppress(BudgetExhaustedError, *(() if task.trains else (NotFoundError,))):
                     self._book.work(task.name)
 
     # What there is to see
@@ -190,7 +191,7 @@ class Coordinator:
     def _next_round(self, now_s: float, pause_s: float = 0.0) -> list[Envelope]:
         """Begin the next round after a pause, or rest where no task has one."""
         self._round = None
-        name = self._book.next_task(self._tried)
+        name = self._book.next_task(self._tried, now_s)
         out = self._take_back_wish(unless_for=name)
         if name is None:
             self._resume_at_s = self.expected_at_s = None
@@ -247,7 +248,7 @@ class Coordinator:
         self.expected_at_s = None if lasts_s is None else now_s + lasts_s + current.settings.pause_s
         if not current.last_phase:
             return [wish(current.name, current.settings, self.population, now_s, True, self.expected_at_s)]
-        following = self._book.next_task(self._tried, moved=int(task.trains))
+        following = self._book.next_task(self._tried, now_s, moved=int(task.trains))
         if following is None or (following == task.name and task.last_round):
             return []
         self._following = following, self._new_token()

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,10 +10,11 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from covey.server.admission import Gate
 from covey.server.messages import AbandonArrived, DeviceArrived, ReportArrived, StepArrived
+from covey.server.operations import operation_routes
 from covey.server.service import Service
 from covey.types.errors import (
     CoveyError,
@@ -28,6 +29,7 @@ from covey.wire.messages import (
     CREDENTIAL_SCHEME,
     MAX_MESSAGE_BYTES,
     Abandon,
+    Assignment,
     CheckIn,
     Enroll,
     ErrorBody,
@@ -36,7 +38,7 @@ from covey.wire.messages import (
     encode_message,
 )
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "json_answer", "small_body"]
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -45,43 +47,51 @@ _IMMUTABLE = {"cache-control": "public, max-age=31536000, immutable"}
 _HTTP_CODES = {404: "not_found", 405: "wire_invalid"}
 
 
-def create_app(service: Service, gate: Gate | None = None) -> Starlette:
+def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRoute] = ()) -> Starlette:
     """Return the application that serves ``service``; the routes are those of ``wire/SPEC.md``.
 
     Args:
         service: the roles.
         gate: who is let in; None: as the service's configuration says.
+        more: routes beside those of devices: an administrator's.
     """
     gate = gate or Gate.of(service.config, service.credentials)
 
     async def enroll(request: Request) -> Response:
-        message = decode_message(await _small_body(request), Enroll)
+        message = decode_message(await small_body(request), Enroll)
         _own_population(service, message.population)
         peer = request.client.host if request.client is not None else ""
-        return _json(await gate.enroll(message, peer, service.now_s()))
+        return json_answer(await gate.enroll(message, peer, service.now_s()))
 
     async def check_in(request: Request) -> Response:
-        message = decode_message(await _small_body(request), CheckIn)
-        _authorize(service, gate, request)
+        message = decode_message(await small_body(request), CheckIn)
+        subject = _authorize(service, gate, request)
         _own_population(service, message.population)
         if (now := service.come_back_now()) is not None:
-            return _json(now)
-        ticket, answer = service.ask_selector(DeviceArrived)
-        return _json(await _unless_hung_up(request, answer, lambda: service.leave(ticket)))
+            return json_answer(now)
+        ticket, waited = service.ask_selector(DeviceArrived, subject)
+        answer = await _unless_hung_up(request, waited, lambda: service.leave(ticket))
+        service.metrics.check_in("assigned" if isinstance(answer, Assignment) else "come_back")
+        return json_answer(answer)
 
     async def report(request: Request) -> Response:
         _authorize(service, gate, request)
         session = request.path_params["session"]
         _own_mode(service, session, "plain")
-        return _json(await received(request, lambda ticket, body: ReportArrived(ticket, session, body)))
+        with service.metrics.reporting() as done:
+            answer = received(request, lambda ticket, body: ReportArrived(ticket, session, body))
+            return json_answer(done(await answer))
 
     async def step(request: Request) -> Response:
         _authorize(service, gate, request)
         session, name = request.path_params["session"], _step(service, request)
-        if name == "mask":  # as large as a model: it is read into one of the few buffers
-            return _json(await received(request, lambda ticket, body: StepArrived(ticket, session, name, body)))
-        data = await _small_body(request, _content_length(request, service.max_body_bytes))
-        return _json(await service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data)))
+        with service.metrics.reporting() as done:
+            if name == "mask":  # as large as a model: it is read into one of the few buffers
+                taken = received(request, lambda ticket, body: StepArrived(ticket, session, name, body))
+                return json_answer(await taken)
+            data = await small_body(request, _content_length(request, service.max_body_bytes))
+            answer = service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data))
+            return json_answer(done(await answer))
 
     async def told(request: Request) -> Response:
         _authorize(service, gate, request)
@@ -92,7 +102,7 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
             return Response(status_code=204)  # not yet: ask again
         finally:
             service.give_up(ticket)
-        return _json(message) if isinstance(message, Joined) else Response(message, media_type=_BINARY)
+        return json_answer(message) if isinstance(message, Joined) else Response(message, media_type=_BINARY)
 
     async def received(request: Request, message: Callable[[str, memoryview], Any]) -> Any:
         """Read a body into one of the few buffers, hand it over, and return what the aggregator answers."""
@@ -110,19 +120,21 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
                 raise UpdateFormatError("report", expected=f"{size} bytes", got=f"{used} bytes", hint="truncated")
             answer = service.deliver(request.path_params["session"], buffer, used, message)
         except BaseException:
-            service.give_buffer(buffer, used)
+            service.buffers.give(buffer, used)
             raise
         return await answer
 
     async def abandon(request: Request) -> Response:
-        message = decode_message(await _small_body(request), Abandon)
+        message = decode_message(await small_body(request), Abandon)
         _authorize(service, gate, request)
         session = request.path_params["session"]
         reason = message.reason[:64]
-        return _json(await service.ask_aggregator(session, lambda ticket: AbandonArrived(ticket, session, reason)))
+        return json_answer(
+            await service.ask_aggregator(session, lambda ticket: AbandonArrived(ticket, session, reason))
+        )
 
     async def blob(request: Request) -> Response:
-        counted = "authorization" in request.headers and _authorize(service, gate, request)
+        counted = "authorization" in request.headers and bool(_authorize(service, gate, request))
         name = request.path_params["sha256"]
         start = _range_start(request, name)
         data = service.blob(name, counted=counted, start=start)
@@ -138,15 +150,17 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
         after = request.query_params.get("after", "0")
         if not after.isdecimal() or len(after) > 12:
             raise WireError("after", expected="a count", got="something else")
-        return _json(service.status(request.path_params["population"], int(after)))
+        return json_answer(service.status(request.path_params["population"], int(after)))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         service.start()
-        yield
-        await service.close()
+        try:
+            yield
+        finally:
+            await service.close()
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/v1/enroll", enroll, methods=["POST"]),
             Route("/v1/checkin", check_in, methods=["POST"]),
@@ -157,6 +171,8 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
             Route("/v1/plans/{sha256}", blob, methods=["GET"]),
             Route("/v1/checkpoints/{sha256}", blob, methods=["GET"]),
             Route("/v1/populations/{population}", status, methods=["GET"]),
+            *operation_routes(service),
+            *more,
         ],
         exception_handlers={
             CoveyError: _on_covey_error,
@@ -166,6 +182,8 @@ def create_app(service: Service, gate: Gate | None = None) -> Starlette:
         },
         lifespan=lifespan,
     )
+    app.state.metrics = service.metrics
+    return app
 
 
 def _range_start(request: Request, name: str) -> int:
@@ -193,12 +211,14 @@ def _step(service: Service, request: Request) -> str:
     return name
 
 
-def _authorize(service: Service, gate: Gate, request: Request) -> bool:
+def _authorize(service: Service, gate: Gate, request: Request) -> str:
+    """Return the subject of a credential that is good here."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme != CREDENTIAL_SCHEME:
         raise UnauthorizedError("credential", expected="a bearer credential", got="none", hint="enroll first")
-    _own_population(service, gate.admit(token, service.now_s()).population)
-    return True
+    claims = gate.admit(token, service.now_s())
+    _own_population(service, claims.population)
+    return claims.subject
 
 
 def _own_population(service: Service, population: str) -> None:
@@ -208,7 +228,8 @@ def _own_population(service: Service, population: str) -> None:
         )
 
 
-async def _small_body(request: Request, at_most: int = MAX_MESSAGE_BYTES) -> bytes:
+async def small_body(request: Request, at_most: int = MAX_MESSAGE_BYTES) -> bytes:
+    """Return a request's body. Raises TooLargeError as soon as it is longer than ``at_most``."""
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
@@ -244,7 +265,8 @@ async def _hang_up(request: Request) -> None:
         pass
 
 
-def _json(message: Any) -> Response:
+def json_answer(message: Any) -> Response:
+    """Return a message as a response that nobody keeps."""
     return Response(encode_message(message), media_type="application/json", headers={"cache-control": "no-store"})
 
 
@@ -255,6 +277,7 @@ def _failure(status: int, body: ErrorBody) -> Response:
 
 async def _on_covey_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, CoveyError)
+    request.app.state.metrics.failed(error.code)
     return _failure(
         error.http_status,
         ErrorBody(code=error.code, message=str(error), hint=error.hint, retry_after_s=error.retry_after_s),

@@ -4,15 +4,17 @@ They are served by a port of their own, on the loopback address, because they te
 are and when: whatever collects them runs beside the server, or reaches it by a tunnel.
 """
 
+import contextlib
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from covey.types.errors import PortInUseError, UsageError, all_errors
-from covey.wire.messages import CandidateSummary, RoundSummary
+from covey.types.errors import CoveyError, PortInUseError, UsageError, all_errors
+from covey.wire.messages import CandidateSummary, Reported, RoundSummary
 
 __all__ = ["Metrics", "serve_metrics"]
 
@@ -61,9 +63,24 @@ class Metrics:
         """Count a check-in: ``assigned`` or ``come_back``."""
         self._check_ins.labels(answer).inc()
 
-    def report(self, outcome: str) -> None:
-        """Count an update: ``counted``, or the code of the error that refused it."""
-        self._reports.labels(_known(outcome, "counted")).inc()
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[Callable[[Any], Any]]:
+        """Count an update, or a step of a secure sum, by its outcome.
+
+        Yields a function that takes the answer and gives it back; ``Reported`` counts as ``counted``, an error that the
+        block raises by its code.
+        """
+
+        def done(answer: Any) -> Any:
+            if isinstance(answer, Reported):
+                self._reports.labels("counted").inc()
+            return answer
+
+        try:
+            yield done
+        except CoveyError as error:
+            self._reports.labels(_known(error.code)).inc()
+            raise
 
     def decided(self, candidate: CandidateSummary) -> None:
         """Count a verdict."""
@@ -82,13 +99,17 @@ def _known(word: str, *others: str) -> str:
     return word if word in all_errors() or word in others else _OTHER
 
 
-def serve_metrics(metrics: Metrics, port: int) -> Callable[[], None]:
-    """Serve ``/metrics`` on a port of the loopback address, in a thread of its own; return what ends it.
+@contextlib.contextmanager
+def serve_metrics(metrics: Metrics, port: int) -> Iterator[None]:
+    """Serve ``/metrics`` on a port of the loopback address while the block lasts, in a thread of its own; 0: nowhere.
 
     Raises:
         PortInUseError: something else listens there.
         UsageError: a port that cannot be had.
     """
+    if not port:
+        yield
+        return
     try:
         started: tuple[WSGIServer, threading.Thread] = start_http_server(port, "127.0.0.1", metrics.registry)
     except OSError as e:
@@ -97,10 +118,9 @@ def serve_metrics(metrics: Metrics, port: int) -> Callable[[], None]:
             raise PortInUseError(where, expected="a free port", got="one in use", hint="choose another one") from e
         raise UsageError(where, expected="a port of this machine", got=e.strerror or "an error") from e
     server, thread = started
-
-    def stop() -> None:
+    try:
+        yield
+    finally:
         server.shutdown()
         server.server_close()
         thread.join()
-
-    return stop

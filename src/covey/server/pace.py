@@ -30,6 +30,7 @@ _GAIN = 0.5
 """How far an hour's share is corrected each day. Some of those who are sent to one hour come in the next ones, so that
 more would make the days swing against each other (see ``docs/pace.md``)."""
 _SHARES = (0.02, 5.0)
+_LEAST_BETWEEN_S = 0.05
 _SET_RIGHT = 5
 """A clock may go back by so many slots; until it has caught up, the present one lasts."""
 
@@ -144,6 +145,8 @@ class PaceSteering:
         self._open_from = 0
         self._wanted = self._at_least = settings.wanted
         self._next_round_s = self._lasts_s = 0.0
+        self._between_s = settings.poll_s
+        self._observed_s: float | None = None
 
     def observe_checkin(self, now_s: float) -> None:
         """Note that a device checked in."""
@@ -151,17 +154,21 @@ class PaceSteering:
         self._came += 1
 
     def observe_round(self, now_s: float, *, wanted: int, at_least: int, lasts_s: float) -> None:
-        """Note that a round has its devices, and when the next one will want some.
+        """Note that a selection begins or is about to, once for each.
 
         Args:
             now_s: the time.
-            wanted: how many devices are selected at a time, over all tasks that run; at least 1.
+            wanted: how many devices it selects; at least 1.
             at_least: how many of them are enough to begin.
-            lasts_s: how long until the next selection, as far as is known.
+            lasts_s: in how long they are wanted, as far as is known.
         """
         self._wanted, self._at_least = max(1, wanted), at_least
         self._lasts_s = min(max(0.0, lasts_s), self._settings.most_s)
         self._next_round_s = now_s + self._lasts_s
+        if self._observed_s is not None:
+            between_s = min(max(now_s - self._observed_s, _LEAST_BETWEEN_S), self._settings.poll_s)
+            self._between_s += 0.5 * (between_s - self._between_s)
+        self._observed_s = now_s
 
     def reconnect_after_s(self, now_s: float, chance: Chance) -> float:
         """Return in how many seconds a device shall check in again, and count it in."""
@@ -175,8 +182,8 @@ class PaceSteering:
 
     @property
     def _per_slot(self) -> float:
-        """How many come in a slot, if as many as a round needs wait at any moment."""
-        return self._wanted * self._settings.margin * self._slot_s / self._settings.poll_s
+        """How many come in a slot, so that as many as a round needs always wait, or come from one round to the next."""
+        return self._wanted * self._settings.margin * self._slot_s / self._between_s
 
     def _is_large(self) -> bool:
         # A device comes two slots after it was told to, in the mean: so many are under way where the flow is what it

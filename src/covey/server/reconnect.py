@@ -1,21 +1,25 @@
 """When devices come back: the one place that fills in every ``retry_after_s`` of an answer to a device.
 
 Roles say why a device leaves and leave the time at 0; whoever sends the answer lets :meth:`Reconnect.stamped` fill it
-in. A steering of the pace (1902.01046, section 2.3) belongs here, and nowhere else. Sans-I/O, one thread.
+in. A device that may be needed again gets its time from the steering of the pace, where there is one. Sans-I/O, one
+thread.
 """
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from covey.types.errors import BusyError
+from covey.server.pace import Chance, PaceSteering
+from covey.types.errors import AlreadyInRoundError, BusyError
 from covey.wire.messages import Abandoned, ComeBack, Reported
 
 __all__ = ["Reconnect"]
 
 _ABANDONED, _BUSY, _COUNTED, _PAUSED = "abandoned", "busy", "counted", "paused"
 _BUSY_S = 1.0
+_PACED = ("counted", "abandoned", "not_selected", "between_rounds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +27,16 @@ class Reconnect:
     """When a device that leaves shall check in again.
 
     Attributes:
-        retry_s: after it was not needed, or found a server that stops.
+        retry_s: after it found a server that stops; without a steering, after it was not needed, too.
         paused_retry_s: while no round is to come.
+        pace: the steering of the pace.
+        chance: for moments within a window.
     """
 
     retry_s: float = 1.0
     paused_retry_s: float = 60.0
+    pace: PaceSteering | None = None
+    chance: Chance = field(default_factory=random.SystemRandom)
 
     def after_s(self, reason: str, now_s: float, expected_at_s: float | None = None) -> float:
         """Return how many seconds a device shall stay away.
@@ -39,6 +47,8 @@ class Reconnect:
             now_s: the time.
             expected_at_s: when devices are next wanted, where that is known.
         """
+        if self.pace is not None and reason in _PACED:
+            return self.pace.reconnect_after_s(now_s, self.chance)
         match reason:
             case "counted" | "abandoned":
                 return 0.0  # it may take part in the next round, and its own pace keeps it from hurrying
@@ -57,6 +67,8 @@ class Reconnect:
                 return msgspec.structs.replace(message, retry_after_s=self.after_s(_COUNTED, now_s, expected_at_s))
             case Abandoned():
                 return msgspec.structs.replace(message, retry_after_s=self.after_s(_ABANDONED, now_s, expected_at_s))
+            case AlreadyInRoundError():
+                message.retry_after_s = self.after_s("not_selected", now_s, expected_at_s)
             case BusyError():
                 message.retry_after_s = self.after_s(_BUSY, now_s, expected_at_s)
         return message

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from covey.plans.manifest import Manifest
-from covey.plans.release import Release, sign_release
+from covey.plans.release import Delegation, Release, sign_release
 from covey.privacy.ledger import admission
 from covey.server.promotion import Comparison, Evidence, ReleaseSettings, Verdict, decide
 from covey.server.release_key import Signer
@@ -32,11 +32,12 @@ class ReleaseHistory(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An evaluation to make: of the candidate's checkpoint beside that of the present release."""
+    """An evaluation to make: of the candidate's checkpoint beside that of the present release, which has a version."""
 
     round: int
     checkpoint: str
     reference: str
+    version: int
 
 
 class ReleaseDesk:
@@ -88,7 +89,8 @@ class ReleaseDesk:
 
     def history(self, now_s: float) -> ReleaseHistory:
         """Return every release and every candidate, in order."""
-        releases = tuple(self._renewed(r, now_s) for r in self._store.releases(self.population))
+        word = self._signer(now_s).delegation
+        releases = tuple(_renewed(r, word) for r in self._store.releases(self.population))
         return ReleaseHistory(releases=releases, candidates=self._store.candidates(self.population))
 
     def current(self, now_s: float) -> Release:
@@ -99,7 +101,7 @@ class ReleaseDesk:
         """
         if self._newest is None:
             raise NotFoundError("release", expected="a first release", got="none yet", hint="come again later")
-        return self._renewed(self._newest, now_s)
+        return _renewed(self._newest, self._signer(now_s).delegation)
 
     def committed(self, summary: RoundSummary, now_s: float) -> CandidateSummary | None:
         """Take a committed round; return the candidate that it makes, decided or pending, or None."""
@@ -123,7 +125,8 @@ class ReleaseDesk:
     def _waited_for(self) -> Wanted | None:
         if self._pending is None or self._newest is None:
             return None
-        return Wanted(self._pending.round, self._pending.checkpoint, self._newest.checkpoint)
+        newest = self._newest
+        return Wanted(self._pending.round, self._pending.checkpoint, newest.checkpoint, newest.version)
 
     def evaluated(self, wanted: Wanted, means: Mapping[str, float], now_s: float) -> CandidateSummary | None:
         """Take the metrics of a committed evaluation round; return the verdict, or None if it came too late."""
@@ -132,12 +135,16 @@ class ReleaseDesk:
         assert self._metric is not None, "an evaluation was made by a plan"
         return self._try(self._pending, {}, Comparison.of(self._metric, means), now_s)
 
-    def evaluation_failed(self, wanted: Wanted, now_s: float) -> CandidateSummary | None:
-        """Take an abandoned evaluation round; after enough of them the candidate stays out."""
+    def evaluation_failed(self, wanted: Wanted) -> bool:
+        """Take an abandoned evaluation round; return whether there were enough of them, so that no other is made."""
         if self._pending is None or wanted != self._waited_for():
-            return None
+            return False
         self._num_failed += 1
-        if self._num_failed < self.settings.attempts:
+        return self._num_failed >= self.settings.attempts
+
+    def give_up(self, wanted: Wanted, now_s: float) -> CandidateSummary | None:
+        """Keep a candidate out because no evaluation of it will be made."""
+        if self._pending is None or wanted != self._waited_for():
             return None
         return self._settle(self._pending, Verdict("evaluation_failed"), None, now_s)
 
@@ -158,12 +165,6 @@ class ReleaseDesk:
         self._store.publish(made)
         self._newest = made
         return made
-
-    def _renewed(self, release: Release, now_s: float) -> Release:
-        word = self._signer(now_s).delegation
-        if word is None or word.release_key != release.delegation.release_key:
-            return release
-        return msgspec.structs.replace(release, delegation=word)
 
     def _stands(self, summary: RoundSummary) -> bool:
         every = self.settings.every
@@ -242,6 +243,13 @@ class ReleaseDesk:
             created_at=int(now_s),
             rollback_of=rollback_of,
         )
+
+
+def _renewed(release: Release, word: Delegation | None) -> Release:
+    """Return a release under the newest delegation of its key."""
+    if word is None or word.release_key != release.delegation.release_key:
+        return release
+    return msgspec.structs.replace(release, delegation=word)
 
 
 def _shown(value: float) -> float:

@@ -1,18 +1,24 @@
 """Run a server: open its directory, listen with TLS 1.3, serve until told to stop."""
 
+import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from covey.admission.listening import TlsServer, listen, tls_config
+from covey.server.admin import Admin, load_or_make_token
 from covey.server.admission import Gate
 from covey.server.authority import ensure_authority
 from covey.server.config import ServerConfig
 from covey.server.credentials import Credentials, load_or_make_key
 from covey.server.http import create_app
+from covey.server.logs import event, logging_to
+from covey.server.metrics import serve_metrics
 from covey.server.population import load_population
 from covey.server.service import Service
 from covey.storage.blobs import storage_errors
+from covey.storage.lock import DirectoryLock
 from covey.storage.sqlite import SqliteStorage
 from covey.wire.messages import RoundSummary
 
@@ -45,23 +51,40 @@ def serve(
     Raises:
         PortInUseError: something else listens there.
         UsageError: a file or a value that cannot be used.
-        StorageError: the directory cannot be written.
+        StorageError: the directory cannot be written, or another server uses it.
     """
-    listener = listen(config.host, config.port)
-    with listener:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(logging_to(config.log_format, config.log_level))
+        stack.callback(event, logging.INFO, "stopped")
+        listener = stack.enter_context(listen(config.host, config.port))
         authority = directory / "authority"
         ensure_authority(authority)
         with storage_errors(f"directory {directory}"):
             key = load_or_make_key(directory / "credential.key")
+            token = load_or_make_token(directory / "admin.token")
+        stack.enter_context(contextlib.closing(DirectoryLock(directory / "data" / "lock")))
         storage = SqliteStorage(directory / "data", keep_checkpoints=config.keep_checkpoints)
-        try:
-            record = load_population(storage, directory, config)
-            service = Service(storage, config, Credentials(key), on_round=on_round)
-            port = listener.getsockname()[1]
-            ready = Listening(f"https://{config.host}:{port}", config.population, record.round)
-            app = create_app(service, Gate.of(config, service.credentials, directory))
-            serving = tls_config(app, authority, config.limits)
-            server = TlsServer(serving, on_ready=lambda: on_ready(ready), on_stop=service.stop)
-            server.run(sockets=[listener])
-        finally:
-            storage.close()
+        stack.enter_context(contextlib.closing(storage))
+        record = load_population(storage, directory, config)
+        service = Service(storage, config, Credentials(key), on_round=on_round, directory=directory)
+        port = listener.getsockname()[1]
+        ready = Listening(f"https://{config.host}:{port}", config.population, record.round)
+        admin = Admin(service, storage, directory, config, token)
+        app = create_app(service, Gate.of(config, service.credentials, directory), admin.routes())
+        serving = tls_config(app, authority, config.limits)
+        stack.enter_context(serve_metrics(service.metrics, config.metrics_port))
+        server = TlsServer(
+            serving, on_ready=lambda: _begun(ready, service, on_ready), on_stop=lambda: _stopping(service)
+        )
+        server.run(sockets=[listener])
+
+
+def _begun(ready: Listening, service: Service, on_ready: Callable[[Listening], None]) -> None:
+    on_ready(ready)
+    state = service.releasing.desk.state(service.now_s())
+    event(logging.INFO, "serving", population=ready.population, round=ready.round, releases=state)
+
+
+def _stopping(service: Service) -> None:
+    event(logging.INFO, "stopping")
+    service.stop()

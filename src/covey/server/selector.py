@@ -61,6 +61,8 @@ class Selector:
         self._num_came = 0  # since somebody was last selected: those whom the reservoir stands for
         self._wanted: WantDevices | None = None
         self._wanted_since_s = 0.0
+        self.wish: WantDevices | None = None
+        """The last wish, granted or not: how many devices are needed at a time."""
 
     @property
     def num_waiting(self) -> int:
@@ -76,7 +78,7 @@ class Selector:
             case DeviceLeft(ticket=ticket):
                 self._waiting.pop(ticket, None)
             case WantDevices():
-                self._wanted, self._wanted_since_s = message, now_s
+                self._wanted, self._wanted_since_s, self.wish = message, now_s, message
             case WantNobody(attempt=attempt):
                 if self._wanted is not None and self._wanted.attempt == attempt:
                     self._wanted = None

@@ -8,17 +8,22 @@ import contextlib
 import os
 import random
 import secrets
-from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from covey.privacy.randomness import AesCtr
+from covey.server.bodies import BlobCache, Buffers
 from covey.server.clock import steady_clock
 from covey.server.config import ServerConfig
 from covey.server.coordinator import Coordinator, CoordinatorState
 from covey.server.credentials import Credentials
 from covey.server.engine import Engine
+from covey.server.health import check_health, tell_stopped_clock
+from covey.server.logs import tell_round
 from covey.server.messages import (
+    AbandonArrived,
     BytesServed,
     ChangeTask,
     CreateTask,
@@ -26,19 +31,24 @@ from covey.server.messages import (
     Envelope,
     Reply,
     StepAwaited,
+    WantDevices,
     coordinator_address,
     selector_address,
 )
+from covey.server.metrics import Metrics
+from covey.server.pace import PaceSettings, PaceSteering
+from covey.server.participation import Participation, already_in_round
 from covey.server.reconnect import Reconnect
+from covey.server.releasing import Releasing
 from covey.server.selector import Selector, SelectorSettings
 from covey.server.shards import Shards
+from covey.server.view import population_status
 from covey.storage.interface import Storage
-from covey.types.errors import BusyError, CoveyError, NotFoundError, RoundClosedError
-from covey.wire.messages import ComeBack, PopulationStatus, RoundSummary, TaskStatus
+from covey.types.errors import AlreadyInRoundError, BusyError, CoveyError, NotFoundError, RoundClosedError
+from covey.wire.messages import Assignment, ComeBack, PopulationStatus, RoundSummary, TaskStatus
 
 __all__ = ["Service"]
 
-_CACHED_BLOBS = 4
 _AGAIN = "check in again"
 
 
@@ -53,6 +63,7 @@ class Service:
         *,
         now_s: Callable[[], float] | None = None,
         on_round: Callable[[RoundSummary], None] = lambda summary: None,
+        directory: Path | None = None,
     ) -> None:
         """Put the roles together; :meth:`start` begins.
 
@@ -62,6 +73,7 @@ class Service:
             credentials: who may come in.
             now_s: the clock, seconds since 1970; None: one that no setting of the machine's moves.
             on_round: gets every round that ends, on the event loop: it must be quick.
+            directory: with what releases are signed by; None: there are no releases.
         """
         self.population = config.population
         self.credentials = credentials
@@ -74,7 +86,12 @@ class Service:
             num_shards=config.num_shards,
             noise=AesCtr(os.urandom(32), private=True),
         )
-        self.reconnect = Reconnect(config.retry_s)
+        self.pace = PaceSteering(
+            PaceSettings(config.round.goal, config.poll_s, config.pace.margin, config.pace.least_s, config.pace.most_s)
+        )
+        self.reconnect = Reconnect(config.retry_s, pace=self.pace)
+        self._paced: WantDevices | None = None
+        self.participation = Participation()
         waiting = SelectorSettings(config.poll_s, config.max_waiting)
         self.selector = Selector(self.population, waiting, random.SystemRandom())
         self._engine = Engine(
@@ -94,14 +111,20 @@ class Service:
         self._storage = storage
         self._on_round = on_round
         self._num_told = self.coordinator.summaries
-        self._buffers: deque[bytearray] = deque()
-        self._num_buffers = 0
+        self.buffers = Buffers(config.buffers)
         self._polls: dict[str, asyncio.Future[Any]] = {}
         self._waiting: dict[str, asyncio.Future[Any]] = {}
-        self._blobs: dict[str, bytes] = {}
+        self._blobs = BlobCache(storage)
         self._changed = asyncio.Event()
         self._stopping = False
         self._ticker: asyncio.Task[None] | None = None
+        self.metrics = Metrics()
+        self.releasing = Releasing(storage, directory, config, self._administer_later, self.metrics, self.now_s)
+        self.metrics.watch(
+            waiting=lambda: self.selector.num_waiting,
+            round_number=lambda: self.coordinator.round,
+            release=lambda: self.releasing.desk.version,
+        )
         self._open_shards()
 
     @property
@@ -111,8 +134,10 @@ class Service:
 
     def start(self) -> None:
         """Begin the first round and keep the time."""
+        self.releasing.start()
         self._dispatch(self._engine.deliver(self.coordinator.start(self.now_s()), self.now_s()))
         self._ticker = asyncio.create_task(self._keep_time())
+        self._ticker.add_done_callback(tell_stopped_clock)
 
     def stop(self) -> None:
         """Send everybody who waits away; safe to call twice."""
@@ -142,15 +167,23 @@ class Service:
             return self._come_back("paused")
         return None
 
-    def ask_selector(self, message: Callable[[str], Any]) -> tuple[str, "asyncio.Future[Any]"]:
-        """Send ``message(ticket)`` to the selector; return the ticket and the answer to come."""
+    def ask_selector(self, message: Callable[[str], Any], subject: str) -> tuple[str, "asyncio.Future[Any]"]:
+        """Send ``message(ticket)`` to the selector; return the ticket and the answer to come.
+
+        Whoever waits already under the same ``subject`` of a credential is refused: it has one place.
+        """
         ticket, answer = self._ticket()
+        self.pace.observe_checkin(self.now_s())
+        if former := self.participation.arrived(ticket, subject):
+            self._answer(former, Reply(already_in_round()))
+            self._send(selector_address(self.population), DeviceLeft(former))
         self._send(selector_address(self.population), message(ticket))
         return ticket, answer
 
     def leave(self, ticket: str) -> None:
         """Note that a request's client hung up."""
         self._waiting.pop(ticket, None)
+        self.participation.left(ticket)
         self._send(selector_address(self.population), DeviceLeft(ticket))
 
     def await_step(self, session: str, step: str) -> tuple[str, "asyncio.Future[Any]"]:
@@ -181,6 +214,14 @@ class Service:
         self.shards.post(place, message(ticket))
         return answer
 
+    def check_health(self) -> None:
+        """Check that the storage answers and the clock runs.
+
+        Raises:
+            UnhealthyError: says which of them does not.
+        """
+        check_health(self._ticker, lambda: self._storage.load(self.population))
+
     async def administer(self, message: Callable[[str], CreateTask | ChangeTask]) -> TaskStatus:
         """Send ``message(ticket)`` to the coordinator; return how the task stands then.
 
@@ -194,25 +235,15 @@ class Service:
         return status
 
     def take_buffer(self) -> bytearray:
-        """Take one of the few buffers for report bodies; whoever takes it gives it back.
+        """Take one of the few buffers for report bodies; whoever takes it gives it back to ``buffers``.
 
         Raises:
             BusyError: all are in use.
         """
-        while self._buffers:
-            if len(buffer := self._buffers.pop()) >= self.max_body_bytes:
-                return buffer
-            self._num_buffers -= 1  # made before a task with larger updates came
-        if self._num_buffers >= self.config.buffers:
-            busy = BusyError("report", expected="a free buffer", got="all in use", hint="try again shortly")
-            raise self._stamped(busy)
-        self._num_buffers += 1
-        return bytearray(self.max_body_bytes)
-
-    def give_buffer(self, buffer: bytearray, used: int) -> None:
-        """Overwrite what was used and put the buffer back."""
-        buffer[:used] = bytes(used)
-        self._buffers.append(buffer)
+        try:
+            return self.buffers.take(self.max_body_bytes)
+        except BusyError as busy:
+            raise self._stamped(busy) from None
 
     def deliver(
         self, session: str, buffer: bytearray, used: int, message: Callable[[str, memoryview], Any]
@@ -229,19 +260,14 @@ class Service:
 
         def done() -> None:
             body.release()
-            self.give_buffer(buffer, used)
+            self.buffers.give(buffer, used)
 
         self.shards.after_post(self.shards.place(session), done)
         return answer
 
     def blob(self, sha256: str, *, counted: bool, start: int = 0) -> bytes:
         """Return a plan or checkpoint; ``counted``: a device takes it from ``start`` on, which the round counts."""
-        if sha256 not in self._blobs:
-            data = self._storage.blob(sha256)
-            while len(self._blobs) >= _CACHED_BLOBS:
-                del self._blobs[next(iter(self._blobs))]
-            self._blobs[sha256] = data
-        data = self._blobs[sha256]
+        data = self._blobs.get(sha256)
         if counted:
             self._send(coordinator_address(self.population), BytesServed(max(0, len(data) - start)))
         return data
@@ -254,22 +280,13 @@ class Service:
         """
         if population != self.population:
             raise NotFoundError("population", expected="one that this server serves", got="another name")
-        coordinator = self.coordinator
-        task = coordinator.training
-        if task is None:
-            raise NotFoundError("population", expected="one with a task that trains", got="none yet")
-        manifest = coordinator.manifest(task.name)
-        return PopulationStatus(
-            population=population,
-            task=manifest.task,
-            state=coordinator.state.value,
-            round=coordinator.round,
+        return population_status(
+            self.coordinator,
+            self._storage,
+            self.releasing.desk,
             waiting=self.selector.num_waiting,
-            plan=coordinator.plan(task.name),
-            checkpoint=coordinator.checkpoint,
-            mode=manifest.privacy.mode,
-            min_cohort=manifest.privacy.min_cohort,
-            rounds=self._storage.rounds(population, max(0, after)),
+            after=after,
+            now_s=self.now_s(),
         )
 
     def _come_back(self, reason: str) -> ComeBack:
@@ -279,7 +296,12 @@ class Service:
 
     def _stamped(self, message: Any) -> Any:
         """Fill in when a device shall come again: the only place where that is decided."""
-        return self.reconnect.stamped(message, self.now_s(), self.coordinator.expected_at_s)
+        now_s, wish = self.now_s(), self.selector.wish
+        if wish is not None and wish is not self._paced:
+            lasts_s = 0.0 if wish.expected_at_s is None else wish.expected_at_s - now_s
+            self.pace.observe_round(now_s, wanted=wish.count, at_least=wish.at_least, lasts_s=lasts_s)
+            self._paced = wish
+        return self.reconnect.stamped(message, now_s, self.coordinator.expected_at_s)
 
     # Routing
 
@@ -295,6 +317,8 @@ class Service:
     def _dispatch(self, envelopes: list[Envelope]) -> None:
         """Carry what left the engine to where it belongs."""
         self._changed.set()
+        if self.coordinator.summaries > self._num_told:
+            self.participation.end()
         for envelope in envelopes:
             kind, _, rest = envelope.to.partition("/")
             if kind == "device":
@@ -306,11 +330,14 @@ class Service:
                 self.shards.post((task, int(shard)), envelope.message)
         if self.coordinator.summaries > self._num_told:
             for summary in self._storage.rounds(self.population, self._num_told):
-                self._on_round(summary)
+                self._tell(summary)
             self._num_told = self.coordinator.summaries
 
     def _answer(self, ticket: str, message: Reply) -> None:
+        subject = self.participation.left(ticket)
         answer = self._waiting.pop(ticket, None)
+        if isinstance(message.message, Assignment):
+            message = self._once(message.message, subject)
         if answer is None or answer.done():
             return  # the client hung up; its session ends at the deadline
         stamped = self._stamped(message.message)
@@ -318,6 +345,39 @@ class Service:
             answer.set_exception(stamped)
         else:
             answer.set_result(stamped)
+
+    def _tell(self, row: RoundSummary) -> None:
+        """Tell of a round that ended whoever wants to know."""
+        self._on_round(row)
+        self.metrics.round_ended(row)
+        tell_round(row)
+        self.releasing.round_ended(row)
+
+    def _administer_later(self, message: CreateTask | ChangeTask, refused: Callable[[CoveyError], None]) -> None:
+        """Send a message to the coordinator when what is at hand is done; call ``refused`` if it is not done."""
+
+        def send() -> None:
+            if self._stopping:
+                return
+            ticket, answer = self._ticket()
+            answer.add_done_callback(answered)
+            self._send(coordinator_address(self.population), replace(message, ticket=ticket))
+            self._open_shards()
+
+        def answered(answer: "asyncio.Future[Any]") -> None:
+            if not answer.cancelled() and isinstance(error := answer.exception(), CoveyError):
+                refused(error)
+
+        asyncio.get_running_loop().call_soon(send)
+
+    def _once(self, given: Assignment, subject: str) -> Reply:
+        """Let a device take part once in a round; a second session of the same one ends before it begins."""
+        try:
+            self.participation.admit(f"{given.task}/{given.public_seed}/{given.phase}", subject)
+        except AlreadyInRoundError as error:
+            self.shards.post(self.shards.place(given.session), AbandonArrived(_token(), given.session, error.code))
+            return Reply(error)
+        return Reply(given)
 
     def _open_shards(self) -> None:
         """Make aggregators for tasks that are new."""
@@ -327,17 +387,14 @@ class Service:
     async def _keep_time(self) -> None:
         while not self._stopping:
             self._changed.clear()
-            due_s = min(self._deadlines(), default=None)
+            engine = self._engine.next_deadline_s()
+            due_s = min([*self.shards.deadlines(), *([] if engine is None else [engine])], default=None)
             wait_s = None if due_s is None else max(0.0, due_s - self.now_s())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)
             if out := self._engine.tick(self.now_s()):
                 self._dispatch(out)
             await self.shards.tick()
-
-    def _deadlines(self) -> list[float]:
-        engine = self._engine.next_deadline_s()
-        return [*self.shards.deadlines(), *([] if engine is None else [engine])]
 
 
 def _token() -> str:

@@ -60,12 +60,16 @@ class TaskSettings:
         every: an evaluation is due again when the model has moved by so many versions.
         start_at: when the task starts by itself, in seconds since 1970; 0: when it is created.
         until: when it is completed, in seconds since 1970; 0: never.
+        candidate: SHA-256 of the checkpoint that an evaluation reads for the release desk, which keeps it.
+        reference: SHA-256 of the checkpoint that the candidate is compared with on every device; empty: none.
     """
 
     round: RoundSettings
     every: int = 1
     start_at: float = 0.0
     until: float = 0.0
+    candidate: str = ""
+    reference: str = ""
 
 
 def encode_settings(settings: TaskSettings) -> bytes:

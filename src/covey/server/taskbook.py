@@ -77,9 +77,9 @@ class TaskBook:
             self._works[name] = self._make(self.task(name), self.manifest(name))
         return self._works[name]
 
-    def next_task(self, tried: Mapping[str, int], *, moved: int = 0) -> str | None:
+    def next_task(self, tried: Mapping[str, int], now_s: float, *, moved: int = 0) -> str | None:
         """Return whose turn it is, or will be when the model has moved by ``moved`` versions."""
-        return next_task(self.tasks, self.version + moved, tried)
+        return next_task(self.tasks, self.version + moved, tried, now_s)
 
     def refresh(self) -> None:
         """Take up what is stored."""
@@ -113,7 +113,7 @@ class TaskBook:
             raise TaskStateError("task", expected="a new name", got=f"{record.name!r}, which exists")
         task = Task(record, _settings(record))
         manifest = unpack_plan(self._storage.blob(record.plan)).manifest
-        self._check_beside_others(task)
+        self._check_beside_others(task, manifest)
         work = self._make(task, manifest)
         self._storage.add_task(record)
         self._tasks[record.name], self._manifests[record.name], self._works[record.name] = task, manifest, work
@@ -130,7 +130,7 @@ class TaskBook:
         state = after(name, task.state, action)
         if state is TaskState.RUNNING:
             if task.trains and not task.state.live:
-                self._check_beside_others(task)
+                self._check_beside_others(task, self.manifest(name))
             self.work(name)
         self._put(task, state, settings or task.settings)
         return self._tasks[name]
@@ -170,22 +170,24 @@ class TaskBook:
             return Training(task, manifest, self._storage, noise=self._noise, simulated=self._simulated)
         return Evaluation(task, manifest, self._storage)
 
-    def _check_beside_others(self, task: Task) -> None:
+    def _check_beside_others(self, task: Task, manifest: Manifest) -> None:
         """Refuse a second training, whose rounds would overwrite the first one's model, and metrics without noise."""
         training = self.training
-        if task.trains:
-            if training is not None and training.state.live:
-                raise TaskStateError(
-                    f"task {task.name!r}",
-                    expected="no other training that is live: a population has one model",
-                    got=f"task {training.name!r}, {training.record.state}",
-                    hint=f"`covey task cancel {training.name}`, or a population of its own",
-                )
-        elif training is not None and self.manifest(training.name).privacy.noise is not None:
+        if task.trains and training is not None and training.state.live:
+            raise TaskStateError(
+                f"task {task.name!r}",
+                expected="no other training that is live: a population has one model",
+                got=f"task {training.name!r}, {training.record.state}",
+                hint=f"`covey task cancel {training.name}`, or a population of its own",
+            )
+        private = [t.name for t in self.tasks if t.trains and self.manifest(t.name).privacy.noise is not None]
+        private += [task.name] if manifest.privacy.noise is not None else []
+        evaluating = [t.name for t in (*self.tasks, task) if not t.trains and t.state.live]
+        if private and evaluating:
             raise UsageError(
                 f"task {task.name!r}",
-                expected="a population without differential privacy: an evaluation opens metrics without noise",
-                got=f"one whose task {training.name!r} promises it",
+                expected="no evaluation where differential privacy is promised: it opens metrics without noise",
+                got=f"{evaluating[-1]!r} evaluates, and {private[-1]!r} promises",
             )
 
 

@@ -124,24 +124,27 @@ class Task:
 
     def wakes_at_s(self) -> float | None:
         """Return when its state changes by itself, or None."""
-        if self.state is TaskState.CREATED:
-            return self.settings.start_at
-        return (self.settings.until or None) if self.state.live else None
+        if not self.state.live:
+            return None
+        if 0 < self.settings.round.max_rounds <= self.record.rounds:
+            return 0.0  # it is finished, and could not be completed yet
+        return self.settings.start_at if self.state is TaskState.CREATED else self.settings.until or None
 
     def due(self, version: int) -> bool:
         """Whether an evaluation is due at this version of the model."""
         return self.record.version < 0 or version - self.record.version >= self.settings.every
 
 
-def next_task(tasks: Sequence[Task], version: int, tried: Mapping[str, int]) -> str | None:
+def next_task(tasks: Sequence[Task], version: int, tried: Mapping[str, int], now_s: float) -> str | None:
     """Return the name of the task that the next round is for, or None where none is due.
 
     Args:
         tasks: the population's, in the order of their creation.
         version: of the model.
         tried: for evaluations, at which version the last attempt was made.
+        now_s: the time.
     """
-    running = [t for t in tasks if t.state is TaskState.RUNNING]
+    running = [t for t in tasks if t.state is TaskState.RUNNING and not t.finished(now_s)]
     training = next((t.name for t in running if t.trains), None)
     for task in running:
         if not task.trains and task.due(version) and (training is None or tried.get(task.name, -1) < version):

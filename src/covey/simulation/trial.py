@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from covey.compression.codec import Codec, codec_named, segment_seed
 from covey.data.dataset import FederatedDataset
 from covey.device.trainer import LocalResult, OnnxTrainer, TrainingJob
-from covey.device.update import encoded_update, trained_masks
+from covey.device.update import drawn_structure, encoded_update
 from covey.plans.manifest import Manifest, PrivacyTerms
 from covey.recipes.prepare import Prepared, prepare
 from covey.recipes.recipe import Recipe, Settings
@@ -96,7 +96,7 @@ class Trial:
         codec = codec_named(spec)
         prepared = self._prepared(codec)
         manifest = prepared.plan.manifest
-        results = self._train(prepared) if codec.mask is not None else self._trained_plainly(prepared)
+        results = self._train(prepared) if codec.structure is not None else self._trained_plainly(prepared)
         rows = [self._one(manifest, codec, i, result) for i, result in enumerate(results)]
         float32_bytes = sum(32 // 8 * s.length for s in manifest.phases[0].segments)
         header_bytes = rows[0].body_bytes - rows[0].payload_bytes
@@ -139,7 +139,7 @@ class Trial:
     def _train(self, prepared: Prepared) -> list[LocalResult]:
         out = []
         for i, client in enumerate(self._clients):
-            masks = trained_masks(prepared.plan.manifest, _assignment(i))
+            masks = drawn_structure(prepared.plan.manifest, _assignment(i))
             seed = derive_seed(self._seed, "trial", i)
             job = TrainingJob(prepared.plan, 0, prepared.params, masks, {}, seed)
             out.append(self._trainer.run(job, self._dataset.train(client)))

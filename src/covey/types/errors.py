@@ -17,6 +17,8 @@
     │   ├── PlanSignatureError plan_signature        not signed by the pinned owner
     │   ├── PlanOpError        plan_op               a graph with an op, domain or feature outside the list
     │   ├── PlanSchemaError    plan_schema           written for a newer Covey
+    │   ├── AsynchronousError  asynchronous          an asynchronous algorithm where only rounds are possible
+    │   └── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
     │   ├── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
     │   ├── ParticipationError participation         the plan's privacy terms do not let this device take part again yet
     │   └── OverBudgetError    over_budget           it took more memory than the budget that it names
@@ -25,6 +27,7 @@
     │   ├── ExampleError       example_invalid       wrong shape, dtype or value
     │   └── TooFewExamplesError too_few_examples     an empty device, or one below the plan's minimum
     ├── TrainingError          training_not_finite   a NaN or an infinity in a loss or an update
+    ├── ResumeError            resume                a simulation's run that cannot be taken up again
     ├── WorkerError            worker_ended          a process of a simulation that ended by itself
     ├── UpdateError            update_invalid
     │   ├── UpdateFormatError  update_format         truncated, oversized, or of another layout
@@ -41,6 +44,7 @@
     ├── SessionError           session_invalid
     │   ├── SessionUnknownError session_unknown      no such session here (for example after a restart)
     │   ├── RoundClosedError   round_closed          a stale round: closed before the report came
+    │   ├── AlreadyInRoundError already_in_round     a device that takes part in the round, or waits, already
     │   └── AlreadyCountedError already_counted      a second report for one session
     ├── StateError             illegal_transition    a message that the state machine does not accept now
     │   └── TaskStateError     task_state            a task that cannot do in its state what was asked
@@ -68,6 +72,7 @@
     ├── PortInUseError         port_in_use
     ├── UnhealthyError         unhealthy             the storage does not answer, or no clock runs
     ├── ReleaseRefusedError    release_refused       forged, expired, stale, or of another population
+    ├── NoReleaseError         no_release            a device that is asked for a model before it has one
     └── PrivacyError           privacy_invalid       a promise of differential privacy that cannot be kept
         ├── ClipMissingError   privacy_no_clip       noise without a clip
         ├── DeltaError         privacy_delta         delta of 1/population or more
@@ -83,6 +88,7 @@ from typing import ClassVar
 
 __all__ = [
     "AlreadyCountedError",
+    "AlreadyInRoundError",
     "AttestationError",
     "BlobHashError",
     "BudgetExhaustedError",
@@ -102,6 +108,7 @@ __all__ = [
     "LedgerBrokenError",
     "MissingExtraError",
     "NoiseError",
+    "NoReleaseError",
     "NotFoundError",
     "OverBudgetError",
     "ParityError",
@@ -288,6 +295,12 @@ class PlanRefusedError(PlanError):
     code = "plan_refused"
 
 
+class AsynchronousError(PlanError):
+    """An asynchronous algorithm where only rounds are possible: secure aggregation, or the server of a deployment."""
+
+    code = "asynchronous"
+
+
 class ParticipationError(PlanError):
     """The plan's privacy terms do not let this device take part again so soon, or at all."""
 
@@ -328,6 +341,12 @@ class TrainingError(CoveyError):
     """A NaN or an infinity in a loss or an update on the device."""
 
     code = "training_not_finite"
+
+
+class ResumeError(CoveyError):
+    """A run that cannot be taken up again: of another configuration, or not there."""
+
+    code = "resume"
 
 
 class WorkerError(CoveyError):
@@ -435,6 +454,13 @@ class RoundClosedError(SessionError):
     """A stale round: it closed before the report came."""
 
     code = "round_closed"
+    http_status = 409
+
+
+class AlreadyInRoundError(SessionError):
+    """A device that takes part in the round already, or waits already: its credential counts once."""
+
+    code = "already_in_round"
     http_status = 409
 
 
@@ -601,6 +627,12 @@ class PortInUseError(CoveyError):
     """A port on which something else listens."""
 
     code = "port_in_use"
+
+
+class NoReleaseError(CoveyError):
+    """A device that is asked for a prediction before it has a release."""
+
+    code = "no_release"
 
 
 class UnhealthyError(CoveyError):

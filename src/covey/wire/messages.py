@@ -43,12 +43,17 @@ __all__ = [
     "Enrolled",
     "ErrorBody",
     "Joined",
+    "PopulationDetails",
     "PopulationStatus",
+    "Populations",
+    "ReleaseWanted",
     "Reported",
     "RoundSummary",
     "SECURE_STEPS",
     "Taken",
+    "TaskChange",
     "TaskStatus",
+    "TaskWanted",
     "decode_message",
     "encode_message",
     "error_from_body",
@@ -280,6 +285,67 @@ class CandidateSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
     difference: float = 0.0
     limit: float = 0.0
     decided_at: int = 0
+
+
+class TaskWanted(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """A task to create, of a plan that was sent before.
+
+    Attributes:
+        task: its name.
+        kind: ``train`` or ``evaluate``.
+        plan: SHA-256 of its plan.
+        signature: the owner's signature over population and plan hash, hex.
+        settings: how its rounds go and when they are due; what is missing has its default.
+        checkpoint: SHA-256 of what an evaluation reads; empty: the newest at each round.
+    """
+
+    task: str
+    kind: str = "train"
+    plan: str
+    signature: str
+    settings: dict[str, Any] = {}
+    checkpoint: str = ""
+
+
+class TaskChange(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What to do with a task: ``pause``, ``resume``, ``cancel`` or ``rollback``, this to the version ``round``."""
+
+    action: str
+    round: int = 0
+
+
+class ReleaseWanted(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Publish the checkpoint of an earlier release, ``version``, again: as a new version."""
+
+    version: int
+
+
+class Populations(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """The names of the populations that a server serves."""
+
+    populations: tuple[str, ...]
+
+
+class PopulationDetails(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """What an administrator is told of a population: its state, its model, its tasks.
+
+    Attributes:
+        population: its name.
+        state: as in PopulationStatus.
+        round: the newest version of the model.
+        checkpoint: that version.
+        waiting: how many devices wait for a round.
+        tasks: all of them, in the order of their creation.
+        versions: to which versions a task can be rolled back.
+    """
+
+    population: str
+    state: str
+    round: int
+    checkpoint: BlobRef
+    waiting: int
+    tasks: tuple[TaskStatus, ...] = ()
+    versions: tuple[int, ...] = ()
 
 
 class PopulationStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):

@@ -62,7 +62,7 @@ def command(
 
 def _prompt(demo: "Demo") -> None:
     """Ask for words until an empty line or the end of input."""
-    from covey.cli.demo.typing import suggest
+    from covey.recipes.typing import suggest
 
     click.echo("\nType the beginning of a line; the model on the devices suggests how it goes on. An empty line ends.")
     while True:
@@ -72,7 +72,7 @@ def _prompt(demo: "Demo") -> None:
             return
         if not text:
             return
-        found = suggest(demo.evaluator, demo.params, text)
+        found = suggest(lambda inputs: demo.evaluator.predict(demo.params, inputs), text)
         click.echo("  " + "   ".join(text.rpartition(" ")[2] + tail for tail in found))
 
 

@@ -1,21 +1,24 @@
-"""Type a few words and see what the model suggests: the plan's ``predict`` graph, as an application would use it."""
+"""The ends of words, from the keyboard's ``predict`` graph: what an application suggests to somebody who types."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from covey.data.shakespeare import START, VOCABULARY
-from covey.device.evaluate import Evaluator
 from covey.recipes.keyboard import CONTEXT
 from covey.types.tensors import Tensors
+
+Predict = Callable[[Tensors], Tensors]
 
 __all__ = ["suggest"]
 
 _LONGEST_WORD = 16
 
 
-def suggest(evaluator: Evaluator, params: Tensors, text: str, *, count: int = 3) -> list[str]:
+def suggest(predict: Predict, text: str, *, count: int = 3) -> list[str]:
     """Return the ``count`` most likely ends of the word at hand, or whole next words after a space.
+
+    ``predict`` takes an example's inputs: :meth:`covey.device.personal.PersonalModel.predict`.
 
     A beam search: the ``2 * count`` likeliest beginnings are carried on, character by character, until a word ends.
     """
@@ -23,7 +26,7 @@ def suggest(evaluator: Evaluator, params: Tensors, text: str, *, count: int = 3)
     for _ in range(_LONGEST_WORD):
         grown = []
         for score, tail in beams:
-            for symbol, log_p in _likeliest(evaluator, params, text + tail, 2 * count):
+            for symbol, log_p in _likeliest(predict, text + tail, 2 * count):
                 character = VOCABULARY.decode([symbol])
                 if not character:
                     continue
@@ -42,10 +45,10 @@ def suggest(evaluator: Evaluator, params: Tensors, text: str, *, count: int = 3)
     return out[:count]
 
 
-def _likeliest(evaluator: Evaluator, params: Tensors, text: str, count: int) -> Sequence[tuple[int, float]]:
+def _likeliest(predict: Predict, text: str, count: int) -> Sequence[tuple[int, float]]:
     symbols = np.concatenate([[START], VOCABULARY.encode(text)])[-CONTEXT:]
     window = np.zeros(CONTEXT, np.int32)
     window[CONTEXT - len(symbols) :] = symbols
-    probabilities = np.asarray(evaluator.predict(params, {"x": window})["probabilities"], np.float32)
+    probabilities = np.asarray(predict({"x": window})["probabilities"], np.float32)
     top = np.argsort(-probabilities)[:count]
     return [(int(s), float(np.log(max(probabilities[s], 1e-12)))) for s in top]
