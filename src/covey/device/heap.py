@@ -2,8 +2,8 @@
 
 glibc serves large blocks from the operating system and returns them when they are freed, but it raises the size from
 which it does so with every such block that is freed. After the first checkpoint, arrays of a model's size then stay in
-the heap: measured on the MNIST CNN, 6 MB of peak memory. A size that is set stays. It also keeps a heap for each thread,
-where one is enough for a process that mostly waits.
+the heap: measured on the MNIST CNN, 6 MB of peak memory. A size that is set stays. It also keeps a heap for each
+thread, where one is enough for a process that mostly waits.
 """
 
 import ctypes
