@@ -16,12 +16,16 @@ RUNS = [
     ("simulation", "--model", "2nn"),
     ("simulation", "--model", "cnn"),
     ("rounds",),
+    ("population",),
     ("demo",),
     ("compression",),
     ("device_memory",),
+    ("device",),
     ("first_round",),
     ("privacy",),
     ("secagg",),
+    ("predict",),
+    ("personalization",),
 ]
 
 

@@ -12,7 +12,7 @@ FIELDS = {
     "recipe", "algorithm", "seed", "mode", "versions", "rounds", "target_round", "client_steps", "seconds",
     "bytes_up", "bytes_down",
 }  # fmt: skip
-ROUND_FIELDS = {
+ROUND_FIELDS = {"at_s",
     "round", "accuracy", "loss", "bytes_up", "bytes_down", "selected", "reported", "lost", "seconds",
 }  # fmt: skip
 

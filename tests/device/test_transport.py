@@ -102,6 +102,13 @@ def test_each_call_of_the_protocol(call, method, path, message, authorized):
     assert request.headers["user-agent"] == "covey"
 
 
+def test_a_release_is_fetched_as_it_is():
+    seen = []
+    with contextlib.closing(transport(lambda r: response(200, b"any bytes"), seen)) as t:
+        assert t.release("p") == b"any bytes"
+    assert seen[0].url.raw_path.decode() == "/v1/populations/p/release" and "authorization" not in seen[0].headers
+
+
 def test_the_two_answers_of_a_check_in_are_told_apart():
     assert isinstance(transport(replies(world.assignment())).check_in(CHECK_IN, "c"), Assignment)
     assert isinstance(transport(replies(ComeBack(retry_after_s=1, reason="r"))).check_in(CHECK_IN, "c"), ComeBack)

@@ -84,7 +84,7 @@ def test_what_matters_to_a_plan_changes_its_options():
     infinite = plan_options(dataclasses.replace(recipe.settings, batch_size=None), TERMS, dataset)
     assert infinite.batch_size == max(SIZES)
     fedsgd = plan_options(dataclasses.replace(recipe.settings, algorithm="fedsgd", epochs=9), TERMS, dataset)
-    assert (fedsgd.epochs, fedsgd.max_steps, fedsgd.batch_size) == (1, None, max(SIZES))
+    assert fedsgd.gradient_batch_size == max(SIZES)
 
 
 def test_an_unknown_recipe_names_the_nearest():

@@ -6,6 +6,7 @@ import contextlib
 import httpx
 import msgspec
 
+from covey.server.admin import Admin
 from covey.server.config import RoundConfig, ServerConfig
 from covey.server.credentials import Credentials
 from covey.server.http import create_app
@@ -58,7 +59,13 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def serving(
-    storage=None, on_round=lambda summary: None, lifetime_s=3600.0, rounds=None, directory=None, **fields
+    storage=None,
+    on_round=lambda summary: None,
+    lifetime_s=3600.0,
+    rounds=None,
+    directory=None,
+    admin_token="",
+    **fields,
 ):
     if storage is None:
         storage, _ = parts.storage_with_population()
@@ -68,7 +75,8 @@ async def serving(
         parts.set_rounds(storage, RoundSettings(**msgspec.structs.asdict(config.round)))
     credentials = Credentials(bytes(32), lifetime_s=lifetime_s)
     service = Service(storage, config, credentials, on_round=on_round, directory=directory)
-    app = create_app(service)
+    admin = Admin(service, storage, directory, config, admin_token).routes() if admin_token else ()
+    app = create_app(service, more=admin)
     network = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=network, base_url="https://s") as client:
         yield Served(service, app, client)

@@ -104,8 +104,8 @@ class Recording:
 
 @contextlib.contextmanager
 def devices(served, running, directory, tmp_path, vanish=()):
-    """Let six agents run; ``vanish`` are the steps before which the first of them die."""
-    vanish, agents = [*vanish, *[None] * (6 - len(vanish))], []
+    """Let six agents run; ``vanish`` are the steps before which the first of them die. Yield their trainers."""
+    vanish, agents, trainers = [*vanish, *[None] * (6 - len(vanish))], [], [Recording() for _ in range(6)]
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(6) as pool:
         for i, before in enumerate(vanish):
             home = stack.enter_context(DeviceHome(tmp_path / f"d{i}"))
@@ -115,7 +115,7 @@ def devices(served, running, directory, tmp_path, vanish=()):
                 served.url,
                 world.policy(accept_plain=False, min_cohort=3, authority=running.key),
                 transport=Vanishing(served.url, directory / "authority" / "ca.pem", before),
-                trainer=Recording(),
+                trainer=trainers[i],
                 pace=PACE,
                 authority=pinned(running),
                 attestation=lambda: token("server"),
@@ -123,7 +123,7 @@ def devices(served, running, directory, tmp_path, vanish=()):
             agents.append(agent)
         jobs = [pool.submit(a.run) for a in agents]
         try:
-            yield agents
+            yield trainers
         finally:
             for agent in agents:
                 agent.stop()
@@ -164,12 +164,12 @@ def expected_checkpoint(directory, made):
 def test_whoever_dies_before_any_step_the_sum_is_exactly_that_of_the_survivors(directory, authority, tmp_path, step):
     with parts.served(directory) as served, certifying(authority) as running:
         vanish = [step] if step else []
-        with devices(served, running, directory, tmp_path, vanish) as agents:
+        with devices(served, running, directory, tmp_path, vanish) as trainers:
             (row, *_) = wait_for(served, directory, lambda s: s.rounds).rounds
             masked = step in (None, "consistency", "unmask")  # its input is in the sum, whatever becomes of it
             assert (row.status, row.reported) == ("committed", 6 if masked else 5)
-            counted = agents if masked else agents[1:]
-            wanted = expected_checkpoint(directory, [a._trainer.made[0] for a in counted])
+            counted = trainers if masked else trainers[1:]
+            wanted = expected_checkpoint(directory, [t.made[0] for t in counted])
             with contextlib.closing(HttpTransport(served.url, directory / "authority" / "ca.pem")) as transport:
                 ref = world.ref(wanted, "checkpoints")
                 assert ref.sha256 == row.checkpoint

@@ -11,6 +11,7 @@ from benchmarks.watched import WatchedDevice
 from covey.device.trainer import OnnxTrainer, TrainingJob
 from covey.storage.interface import PopulationRecord
 from covey.storage.sqlite import SqliteStorage
+from covey.testing.storage import task_of
 from covey.types.tensors import pack_tensors, unpack_tensors
 from covey.wire.messages import Assignment, BlobRef, RoundSummary
 
@@ -62,11 +63,14 @@ def judged(trained, updates, tmp_path, reported):
     before = unpack_tensors(manifest.params, plan().checkpoint)
     storage = SqliteStorage(tmp_path / "data")
     first = storage.put_blob(plan().checkpoint)
-    storage.create(PopulationRecord(probe.POPULATION, storage.put_blob(plan().archive), "", 0, first))
+    storage.create(PopulationRecord(probe.POPULATION, 0, first))
+    storage.add_task(task_of(population=probe.POPULATION))
     after = chaos.applied(manifest, updates, before, "11" * 32)
     counts = {"selected": 4, "lost": 4 - reported, "seconds": 1.0, "bytes_down": 0, "bytes_up": 0}
-    row = RoundSummary(round=1, status="committed", reported=reported, metrics={"cost": 1.0}, **counts)
-    row = type(row)(**{**{f: getattr(row, f) for f in row.__struct_fields__}, "checkpoint": storage.put_blob(after)})
+    row = RoundSummary(
+        round=1, status="committed", reported=reported, metrics={"cost": 1.0}, checkpoint=storage.put_blob(after),
+        task="train", **counts,
+    )  # fmt: skip
     storage.commit_round(probe.POPULATION, row, after, b"")
     storage.close()
     plan().write(tmp_path, "")

@@ -18,7 +18,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from covey.server.openapi import BINARY, OPERATIONS, openapi_document
+from covey.plans.signing import public_key_pem
+from covey.server.openapi import ADMIN, BINARY, OPERATIONS, openapi_document
 from covey.types.tensors import sha256_hex
 
 from . import app as apps
@@ -34,13 +35,14 @@ CHECKS = [status_code_conformance, content_type_conformance, response_schema_con
 class Background:
     """The application on an event loop of its own thread, so that its clock runs between two requests."""
 
-    def __init__(self):
+    def __init__(self, directory):
+        self.directory = directory
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
 
     def __enter__(self):
         self.thread.start()
-        self.context = apps.serving(poll_s=0.01)
+        self.context = apps.serving(poll_s=0.01, directory=self.directory, admin_token=TOKEN)
         self.served = self.run(self.context.__aenter__())
         return self
 
@@ -58,12 +60,16 @@ class Background:
 
 
 @pytest.fixture(scope="module")
-def background():
-    with Background() as running:
+def background(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("server")
+    (directory / "owner.pub").write_bytes(public_key_pem(parts.world.OWNER.public_key()))
+    with Background(directory) as running:
         yield running
 
 
-REAL = {"population": parts.POPULATION, "sha256": sha256_hex(parts.world.plan_bytes()), "step": "mask"}
+TOKEN = "t" * 43
+PLAN = sha256_hex(parts.world.plan_bytes())
+REAL = {"population": parts.POPULATION, "sha256": PLAN, "step": "mask", "task": parts.TASK}
 
 
 VALID, BROKEN = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
@@ -88,7 +94,9 @@ def test_every_answer_is_one_that_the_document_knows(background, operation, mode
             assume(False)
         headers = {k: v for k, v in made.headers.items() if k.lower() != "authorization"}
         if authorized:
-            headers |= background.served.headers
+            headers |= (
+                {"authorization": f"Bearer {TOKEN}"} if operation.security == ADMIN else background.served.headers
+            )
         try:
             request = httpx.Request(made.method, made.url, headers=headers, content=made.body)
         except (httpx.InvalidURL, UnicodeError, TypeError):

@@ -123,13 +123,19 @@ def test_a_head_that_never_ends(client, begun):
 
 
 def test_a_head_that_drips(client):
+    drip(client, b"POST /v1/enroll HTTP/1.1\r\nHost: s\r\nX: ", b"y" * 10_000)
+
+
+def drip(client, begun, rest):
+    """Send bytes one by one, each well within the deadline of the whole; return when the server has cut us."""
+    end = time.monotonic() + SOON_S
     with contextlib.suppress(ConnectionError, ssl.SSLError):
-        end = time.monotonic() + SOON_S
-        for byte in b"POST /v1/enroll HTTP/1.1\r\nHost: s\r\nX: " + b"y" * 10_000:
-            assert time.monotonic() < end
+        client.send(begun)
+        for byte in rest:
+            assert time.monotonic() < end, "it was listened to for ever"
             client.send(bytes([byte]))
-            time.sleep(TIMEOUT_S / 10)  # each byte comes well within the deadline of the whole
-        pytest.fail("it was listened to for ever")
+            time.sleep(TIMEOUT_S / 10)
+        pytest.fail("it was listened to to the end")
 
 
 def test_a_connection_on_which_nothing_is_said_is_cut_without_a_word(client):
@@ -149,14 +155,12 @@ def test_a_body_that_never_ends(client, sent):
     assert failures(client.until_cut()) == [(408, "too_slow")]
 
 
+def test_a_body_that_drips(client):
+    drip(client, head(Content_Length=10_000), b" " * 10_000)
+
+
 def test_a_body_that_goes_on_after_the_answer_is_not_listened_to(client):
-    client.send(head(Content_Length=10_000_000) + b" " * 70_000)
-    with contextlib.suppress(ConnectionError, ssl.SSLError):
-        end = time.monotonic() + SOON_S
-        while time.monotonic() < end:
-            client.send(b" ")
-            time.sleep(TIMEOUT_S / 10)
-        pytest.fail("it was listened to for ever")
+    drip(client, head(Content_Length=10_000_000) + b" " * 70_000, b" " * 10_000)
 
 
 def test_a_body_that_is_larger_than_declared(client):

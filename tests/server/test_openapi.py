@@ -15,11 +15,11 @@ def routes(app):
     return {(m, r.path) for r in app.routes if isinstance(r, Route) for m in r.methods - {"HEAD"}}
 
 
-def test_the_document_has_every_route_and_no_other():
+def test_the_document_has_every_route_and_no_other(tmp_path):
     async def scenario(served):
         assert routes(served.app) == {(o.method, o.path) for o in OPERATIONS}
 
-    apps.run(scenario)
+    apps.run(scenario, directory=tmp_path, admin_token="t" * 43)
 
 
 def test_the_document_is_served_and_names_every_schema_and_code():

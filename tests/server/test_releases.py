@@ -14,7 +14,7 @@ from covey.plans.signing import private_key_pem, public_key_pem
 from covey.privacy.accounting import GaussianLoss
 from covey.privacy.ledger import encode_loss
 from covey.server.promotion import ReleaseSettings
-from covey.server.release_key import DELEGATION_FILE, KEY_FILE, OWNER_FILE, ReleaseKey, Signer
+from covey.server.release_key import DELEGATION_FILE, KEY_FILE, ReleaseKey, Signer
 from covey.server.releases import ReleaseDesk
 from covey.storage.interface import PrivacyCharge
 from covey.testing.storage import summary_of
@@ -293,7 +293,7 @@ def write_key(path, *, population=P, key=KEY, owner=world.OWNER, expires=EXPIRES
     word = delegate(owner, population, key.public_key(), expires)
     (path / DELEGATION_FILE).write_bytes(msgspec.json.encode(word))
     if pinned is not None:
-        (path / OWNER_FILE).write_bytes(public_key_pem(pinned.public_key()))
+        (path / "owner.pub").write_bytes(public_key_pem(pinned.public_key()))
 
 
 @pytest.mark.parametrize(

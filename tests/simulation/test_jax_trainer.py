@@ -11,7 +11,7 @@ from covey.plans.lowering.build import build_plan, initial_params
 from covey.plans.lowering.check import tolerance
 from covey.plans.plan import unpack_plan
 from covey.plans.task import PlanOptions
-from covey.recipes.prepare import local_half
+from covey.recipes.prepare import local_halves
 from covey.recipes.recipe import load_recipe
 from covey.simulation.jax_trainer import JaxTrainer, has_convolution
 from covey.types.errors import TooFewExamplesError, TrainingError
@@ -23,7 +23,7 @@ SEED = bytes(range(32))
 def world(path, algorithm, optimizer):
     recipe = load_recipe(path)
     settings = dataclasses.replace(recipe.settings, algorithm=algorithm, optimizer=optimizer)
-    task, local = recipe.task(), local_half(settings)
+    task, local = recipe.task(), local_halves(settings, recipe.data(settings, 0))
     options = PlanOptions(batch_size=4, epochs=2 if algorithm == "fedavg" else 1, chunk_steps=3)
     plan = unpack_plan(build_plan(task, local, options))
     return plan, JaxTrainer(task, local), initial_params(task, 0), recipe.data(settings, 0)
@@ -74,8 +74,8 @@ def test_steps_outside_a_loop_give_what_the_loop_gives(tiny):
     plan, trainer, params, dataset = world(tiny, "fedavg", "sgd")
     job = TrainingJob(plan, 0, params, {}, {}, SEED)
     looped = trainer.run(job, dataset.train("client-7")).segments["model"]
-    stepwise = JaxTrainer(trainer._programs.task, trainer._programs.local)
-    stepwise._stepwise = True
+    programs = trainer._phases[0]._programs
+    stepwise = JaxTrainer(programs.task, programs.local, stepwise=True)
     stepped = stepwise.run(job, dataset.train("client-7")).segments["model"]
     assert np.abs(looped - stepped).max() <= tolerance(40 * 6) * max(1.0, np.abs(looped).max())
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from covey.types.errors import LayoutError
 from covey.types.segments import HEADER, SegmentSum
 from covey.types.tensors import Tensors, TensorSpec, unflatten_tensors
 
-__all__ = ["Aggregate", "Algorithm", "ServerPhase", "ServerState", "opened_header"]
+__all__ = ["Aggregate", "Algorithm", "ServerPhase", "ServerState", "opened_header", "tagged", "untagged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +111,27 @@ class ServerPhase:
 
 @dataclass(frozen=True, slots=True)
 class Algorithm:
-    """The server half. ``phases`` matches the plan's phases one to one."""
+    """The server half. ``phases`` matches the plan's phases one to one.
+
+    ``asynchronous``: devices train from whatever model they fetched, and the server applies a sum once enough updates
+    are in it, whenever those began.
+    """
 
     name: str
     init: Callable[[Tensors], ServerState]
     phases: tuple[ServerPhase, ...]
+    asynchronous: bool = False
+
+
+def tagged(tag: str, tensors: Mapping[str, NDArray[Any]]) -> Tensors:
+    """Return tensors under ``tag/name``: how an algorithm keeps several sets of the model's shape side by side."""
+    return {f"{tag}/{k}": v for k, v in tensors.items()}
+
+
+def untagged(tag: str, tensors: Tensors) -> Tensors:
+    """Return those under ``tag/``, without it. The inverse of :func:`tagged`."""
+    start = f"{tag}/"
+    return {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}
 
 
 def _cut(vector: NDArray[np.float64], specs: tuple[TensorSpec, ...]) -> dict[str, NDArray[np.float64]]:

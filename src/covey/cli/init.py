@@ -260,7 +260,7 @@ def write_population(
                 evaluate=str(evaluated).lower(),
                 evaluate_why="compare with the release before it" if evaluated else "devices send no metrics here",
                 min_devices=max(3, min(30, math.floor(settings.cohort * 0.7))),
-                hyper=f"lr = {settings.lr!r}" if settings.algorithm == "fedavg" else "",
+                hyper=f"lr = {settings.lr!r}" if any(h.name == "lr" for h in prepared.plan.manifest.hyper) else "",
             )
         )
     return prepared.plan.hash
@@ -275,16 +275,15 @@ def _write_release_files(server: Path, owner: "Ed25519PrivateKey", population: s
 
     from covey.plans.evaluation import evaluation_plan
     from covey.plans.release import delegate
-    from covey.plans.signing import private_key_pem, public_key_pem, sign_plan
+    from covey.plans.signing import private_key_pem, sign_plan
     from covey.server.authority import write_private
-    from covey.server.release_key import DELEGATION_FILE, KEY_FILE, OWNER_FILE
+    from covey.server.release_key import DELEGATION_FILE, KEY_FILE
     from covey.types.tensors import sha256_hex
 
     key = Ed25519PrivateKey.generate()
     word = delegate(owner, population, key.public_key(), int(time.time()) + _DELEGATED_DAYS * 86_400)
     write_private(server / KEY_FILE, private_key_pem(key))
     (server / DELEGATION_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(word)) + b"\n")
-    (server / OWNER_FILE).write_bytes(public_key_pem(owner.public_key()))
     if plan.manifest.privacy.noise is None:  # otherwise devices send no metrics, and there is nothing to compare
         data = evaluation_plan(plan)
         (server / "evaluation.covey").write_bytes(data)

@@ -50,18 +50,16 @@ def terms(function: Callable[..., Any]) -> Callable[..., Any]:
     plain = click.option(
         "--accept-plain", is_flag=True, help="Accept that updates travel unmasked: the server could look at one."
     )
-    authority = (
-        click.option("--authority", metavar="URL", help="The enrolment authority: https://HOST:PORT"),
-        click.option(
-            "--authority-key", type=file_path, metavar="FILE", help="Whose certificates count: authority.pub."
-        ),
-        click.option("--authority-ca", type=file_path, metavar="FILE", help="For its HTTPS; the system's unless told."),
-        click.option("--attestation", metavar="FILE|-", help="Tokens of the application's backend for the server."),
-        click.option(
-            "--authority-attestation", metavar="FILE|-", help="The same for the authority; one is used up an hour."
-        ),
+    url = click.option("--authority", metavar="URL", help="The enrolment authority: https://HOST:PORT")
+    key = click.option(
+        "--authority-key", type=file_path, metavar="FILE", help="Whose certificates count: authority.pub."
     )
-    for option in (noise, cohort, plain, *reversed(authority)):
+    ca = click.option("--authority-ca", type=file_path, metavar="FILE", help="For its HTTPS; the system's unless told.")
+    tokens = click.option("--attestation", metavar="FILE|-", help="Tokens of the application's backend for the server.")
+    more = click.option(
+        "--authority-attestation", metavar="FILE|-", help="The same for the authority; one is used up an hour."
+    )
+    for option in (more, tokens, ca, key, url, noise, cohort, plain):
         function = option(function)
     return function
 
@@ -71,54 +69,72 @@ def default_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "covey" / "device"
 
 
-def membership(server: str, population: str, owner_key: Path, ca: Path | None, **accepted: Any) -> "Membership":
-    """Return what was typed as a membership; ``accepted`` are the options of :func:`terms`.
+def membership(
+    server: str,
+    population: str,
+    owner_key: Path,
+    ca: Path | None,
+    *,
+    accept_plain: bool,
+    min_cohort: int,
+    min_noise: float,
+    authority: str | None,
+    authority_key: Path | None,
+    authority_ca: Path | None,
+    attestation: str | None,
+    authority_attestation: str | None,
+) -> "Membership":
+    """Return what was typed as a membership; the keywords are those of :func:`terms`.
 
     Raises:
         UsageError: files or numbers that mean nothing.
     """
     from covey.device.populations import Membership
+    from covey.plans.signing import load_public_key
     from covey.types.errors import UsageError
 
-    if accepted["min_cohort"] < 1:
-        raise UsageError("--min-cohort", expected="at least 1", got=str(accepted["min_cohort"]))
-    if not 0 <= accepted["min_noise"] < float("inf"):
-        raise UsageError("--min-noise", expected="a noise multiplier of at least 0", got=f"{accepted['min_noise']:g}")
-    authority, authority_key = accepted["authority"], accepted["authority_key"]
-    if (authority is None) != (authority_key is None):
+    if min_cohort < 1:
+        raise UsageError("--min-cohort", expected="at least 1", got=str(min_cohort))
+    key = load_public_key(read_file(owner_key, "--owner-key"), f"--owner-key {owner_key}")
+    if not 0 <= min_noise < float("inf"):
+        raise UsageError("--min-noise", expected="a noise multiplier of at least 0", got=f"{min_noise:g}")
+    return Membership(
+        population=population,
+        server=server,
+        owner_key=key.public_bytes_raw().hex(),
+        ca_file=_whole(ca),
+        accept_plain=accept_plain,
+        min_cohort=min_cohort,
+        min_noise=min_noise,
+        attestation=_whole(attestation),
+        authority=authority or "",
+        authority_key=_authority_key(authority, authority_key),
+        authority_ca=_whole(authority_ca),
+        authority_attestation=_whole(authority_attestation),
+    )
+
+
+def _authority_key(url: str | None, file: Path | None) -> str:
+    from covey.plans.signing import load_public_key
+    from covey.types.errors import UsageError
+
+    if (url is None) != (file is None):
         raise UsageError(
             "--authority",
             expected="URL and --authority-key FILE, both",
             got="one of them",
             hint="the key comes from the application by a trusted way, never from the server",
         )
-    return Membership(
-        population=population,
-        server=server,
-        owner_key=_key(owner_key, "--owner-key"),
-        ca_file=_path(ca),
-        accept_plain=accepted["accept_plain"],
-        min_cohort=accepted["min_cohort"],
-        min_noise=accepted["min_noise"],
-        authority=authority or "",
-        authority_key=_key(authority_key, "--authority-key") if authority_key else "",
-        authority_ca=_path(accepted["authority_ca"]),
-        attestation=_path(accepted["attestation"]),
-        authority_attestation=_path(accepted["authority_attestation"]),
-    )
+    if file is None:
+        return ""
+    return load_public_key(read_file(file, "--authority-key"), f"--authority-key {file}").public_bytes_raw().hex()
 
 
-def _key(file: Path, option: str) -> str:
-    from covey.plans.signing import load_public_key
-
-    return load_public_key(read_file(file, option), f"{option} {file}").public_bytes_raw().hex()
-
-
-def _path(path: "Path | str | None") -> str:
-    """Return an absolute path, or what stands for stdin, or for nothing."""
-    if path is None or str(path) == "-":
-        return str(path or "")
-    return str(Path(path).absolute())
+def _whole(path: Path | str | None) -> str:
+    """Return a path that does not depend on where the agent is started; ``-`` stays what it is."""
+    if path is None:
+        return ""
+    return "-" if str(path) == "-" else str(Path(path).absolute())
 
 
 @click.command()
@@ -146,11 +162,10 @@ def join(
 
     member = membership(server, population, owner_key, ca, **accepted)
     if "-" in (member.attestation, member.authority_attestation):
-        raise UsageError(
-            "covey device join", expected="tokens in a file", got="-", hint="stdin is gone when they are due"
-        )
+        raise UsageError("--attestation", expected="a file, which a later run can read", got="-")
     tls_context(ca)  # a file that is none is told here, not at night
-    member.attestations(), member.authorities(1)
+    member.tokens()
+    member.pinned_authority(member.authority_tokens())
     populations = Populations(home or default_home())
     populations.join(member)
     click.echo(f"{populations.path}: takes part in {population!r} at {server}")

@@ -20,6 +20,8 @@ __all__ = ["main"]
 _COMMANDS: Mapping[str, str] = {
     "demo": "covey.cli.demo.command",
     "simulate": "covey.cli.simulate",
+    "compare": "covey.cli.compare",
+    "sweep": "covey.cli.sweep",
     "init": "covey.cli.init",
     "serve": "covey.cli.serve",
     "population": "covey.cli.population",
@@ -46,6 +48,7 @@ _EXTRAS = {
     "PIL": "images",
     "dp_accounting": "privacy",
     "constriction": "entropy",
+    "matplotlib": "report",
     "safetensors": "export",
     "prometheus_client": "server",
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from covey.algorithms.registry import parse_algorithm
 from covey.recipes.recipe import RECIPES, Recipe, Settings
 from covey.types.errors import UsageError
 
@@ -20,11 +21,14 @@ __all__ = [
     "devices_option",
     "file_path",
     "json_option",
+    "population_options",
     "privacy_option",
     "promised",
     "read_file",
     "recipe_argument",
+    "report_option",
     "settings_from",
+    "split_options",
     "training_options",
 ]
 
@@ -46,6 +50,42 @@ privacy_option = click.option(
 devices_option = click.option(
     "--devices", type=int, metavar="N", help="With --privacy: how many devices the population has."
 )
+
+
+report_option = click.option(
+    "--report", "report_file", type=file_path, metavar="FILE", help="Write a page with curves: one file, no network."
+)
+
+_BEHAVIOUR = [
+    click.option("--dropout", type=float, metavar="P", help="Probability that a selected device gives up (0)."),
+    click.option(
+        "--availability", metavar="TRACE", help="always, diurnal:swing=4,hours=8, intermittent:on=0.2,slot=600."
+    ),
+    click.option("--speed-spread", type=float, metavar="S", help="Spread of the logarithm of devices' speeds (0)."),
+    click.option("--seconds-per-step", type=float, metavar="X", help="Virtual seconds of the median device (0)."),
+    click.option(
+        "--report-timeout", "report_timeout_s", type=float, metavar="SECONDS", help="Virtual, for a round (600)."
+    ),
+]
+"""How the devices of a simulation behave."""
+
+
+def split_options(typed: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return what was typed: how devices behave, how a simulation runs, and how the recipe is trained."""
+    from covey.simulation.population import DevicePopulation
+    from covey.simulation.run import SimulationOptions
+
+    values = {k: v for k, v in typed.items() if v is not None}
+    named = [{f.name for f in dataclasses.fields(kind)} for kind in (DevicePopulation, SimulationOptions)]
+    behaviour, run = ({k: v for k, v in values.items() if k in names} for names in named)
+    return behaviour, run, {k: v for k, v in values.items() if k not in behaviour and k not in run}
+
+
+def population_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say how simulated devices behave."""
+    for option in reversed(_BEHAVIOUR):
+        command = option(command)
+    return command
 
 
 active_option = click.option(
@@ -91,16 +131,18 @@ class _BatchSize(click.ParamType[Any]):
 
 
 _OPTIONS = [
-    click.option("--algorithm", metavar="NAME", help="fedavg or fedsgd."),
+    click.option("--algorithm", metavar="NAME", help="fedavg, fedprox:mu=0.1, fedadam ...; docs/algorithms.md."),
     click.option("--cohort", type=int, metavar="M", help="Devices whose updates make a round."),
     click.option("--epochs", type=int, metavar="E", help="Passes over a device's examples in a round."),
     click.option("--batch", "batch_size", type=_BatchSize(), help="Examples in a step; inf: all of a device's."),
     click.option("--lr", type=float, metavar="X", help="Learning rate."),
-    click.option("--server-lr", type=float, metavar="X", help="What FedAvg multiplies the mean update with."),
+    click.option("--server-lr", type=float, metavar="X", help="Learning rate of the server's step."),
     click.option("--optimizer", metavar="NAME", help="The devices' own: sgd, momentum or adam."),
     click.option("--max-steps", type=int, metavar="N", help="The most local steps in a round."),
     click.option(
-        "--partition", metavar="P", help="iid, two-class, dirichlet:ALPHA, writer or role, as the data allow."
+        "--partition",
+        metavar="P",
+        help="iid, two-class, dirichlet:ALPHA, resample:N, writer or role, as the data allow.",
     ),
     click.option("--compression", metavar="SPEC", help="How updates are encoded, as 'hd|eden:2'; docs/compression.md."),
     click.option("--clients", "num_clients", type=int, metavar="N", help="How many devices the data are dealt to."),
@@ -122,7 +164,7 @@ def settings_from(recipe: Recipe, values: dict[str, Any]) -> Settings:
     typed = {k: v for k, v in values.items() if v is not None}
     if typed.get("batch_size") == "inf":
         typed["batch_size"] = None
-    algorithm = typed.get("algorithm", recipe.settings.algorithm)
+    algorithm = parse_algorithm(typed.get("algorithm", recipe.settings.algorithm)).name
     if "lr" not in typed and algorithm in recipe.lrs:
         typed["lr"] = recipe.lrs[algorithm]
     return dataclasses.replace(recipe.settings, **typed)

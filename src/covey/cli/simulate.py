@@ -1,17 +1,31 @@
 """``covey simulate``: train a recipe with the real device and server code, in virtual time, on this machine."""
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from covey.cli.options import json_option, privacy_option, recipe_argument, settings_from, training_options
-from covey.cli.output import StatusLine, bytes_text, percent, print_guarantee, write_json
+from covey.cli.options import (
+    json_option,
+    population_options,
+    privacy_option,
+    report_option,
+    settings_from,
+    split_options,
+    training_options,
+)
+from covey.cli.output import StatusLine, bytes_text, percent, print_guarantee, print_table, write_file, write_json
+from covey.types.errors import UsageError
 
 if TYPE_CHECKING:
+    from covey.recipes.recipe import Settings
     from covey.simulation.report import RoundRow, RunReport
+    from covey.simulation.run import SimulationOptions
 
 __all__ = ["command"]
+
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command(
@@ -19,64 +33,87 @@ __all__ = ["command"]
     epilog="""\b
 Examples:
   covey simulate mnist-2nn --rounds 20
-  covey simulate mnist-2nn --partition two-class --epochs 5 --target 0.97
+  covey simulate mnist-2nn --partition two-class --epochs 5 --target 0.97 --report out.html
+  covey simulate mnist-2nn --algorithm fedadam:tau=1e-2 --server-lr 0.03
+  covey simulate mnist-2nn --partition resample:20 --clients 1000000 --cohort 1000 --availability diurnal
   covey simulate mnist-2nn --cohort 50 --privacy gaussian:clip=0.5,epsilon=8
-  covey simulate mnist-2nn --compression 'hd|eden:0.1' --rounds 50
-  covey simulate ./my_recipe.py --cohort 50 --out runs/first --json -""",
+  covey simulate ./my_recipe.py --cohort 50 --out runs/first --json -
+  covey simulate --resume runs/first --rounds 100""",
 )
-@recipe_argument
+@click.argument("recipe", metavar="[RECIPE]", required=False)
 @click.option("--rounds", type=int, metavar="N", help="Committed rounds (10; with --target as many as it takes).")
 @training_options
 @click.option("--target", type=float, metavar="ACC", help="Stop at this accuracy, a fraction such as 0.97.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Same seed, same bits.")
+@click.option("--seed", type=int, metavar="N", help="Same seed, same bits (0).")
 @click.option("--workers", type=int, metavar="N", help="Processes; one for each core unless told. Changes no result.")
-@click.option("--trainer", metavar="NAME", help="jax (fast) or onnx (what a device runs).")
-@click.option("--eval-every", type=int, default=1, show_default=True, metavar="K", help="Evaluate every K-th round.")
-@click.option("--dropout", type=float, default=0.0, metavar="P", help="Probability that a selected device gives up.")
-@click.option("--over-selection", type=float, default=1.0, metavar="F", help="How many times the cohort is selected.")
+@click.option("--trainer", metavar="NAME", help="jax, jax-step, jax-loop (fast) or onnx (what a device runs).")
+@click.option("--eval-every", type=int, metavar="K", help="Evaluate every K-th round (1).")
+@click.option("--over-selection", type=float, metavar="F", help="How many times the cohort is selected (1).")
+@population_options
 @privacy_option
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), metavar="RUNDIR", help="Keep the run here.")
+@click.option("--out", type=_FOLDER, metavar="RUNDIR", help="Keep the run here; it can be resumed.")
+@click.option(
+    "--resume", type=_FOLDER, metavar="RUNDIR", help="Go on with a run that was kept; same bits as in one go."
+)
+@click.option("--allow-divergence", is_flag=True, help="Go on where training diverges.")
+@click.option("--calibrate", is_flag=True, help="Measure the trainers on this recipe, suggest one, and end.")
+@report_option
 @json_option
 def command(
-    recipe: str,
-    rounds: int | None,
-    target: float | None,
-    seed: int,
-    workers: int | None,
-    eval_every: int,
-    dropout: float,
-    over_selection: float,
-    privacy: str | None,
-    out: Path | None,
+    recipe: str | None,
+    resume: Path | None,
+    calibrate: bool,
+    report_file: Path | None,
     json_file: str | None,
-    **training: Any,
+    **typed: Any,
 ) -> None:
     """Simulate a federation on this machine.
 
     RECIPE is keyboard, mnist-2nn, mnist-cnn, shakespeare-lstm, or a path to your own Python file that defines
     `recipe`. Devices and server run the code that they run in production; only time and the network are virtual.
     """
-    from covey.recipes.recipe import load_recipe
-    from covey.simulation.population import DevicePopulation
-    from covey.simulation.run import SimulationOptions, simulate
+    from covey.simulation.run import simulate
 
-    settings = settings_from(load_recipe(recipe), training)
-    options = SimulationOptions(
-        rounds=rounds,
-        target=target,
-        seed=seed,
-        workers=workers,
-        eval_every=eval_every,
-        over_selection=over_selection,
-        population=DevicePopulation(dropout=dropout),
-        privacy=privacy,
-        out=out,
-    )
-    report = simulate(recipe, settings, options, _progress(quiet=json_file == "-"))
+    if report_file is not None:
+        from covey.simulation.page import require_plots
+
+        require_plots()  # before the work, not after it
+    source, settings, options = _asked(recipe, resume, typed)
+    if calibrate:
+        _calibrate(source, settings, options.seed, json_file)
+        return
+    options = dataclasses.replace(options, device_accuracy=report_file is not None)
+    report = simulate(source, settings, options, _progress(quiet=json_file == "-"))
     if json_file:
         write_json(report, json_file)
+    if report_file is not None:
+        from covey.simulation.page import run_page
+
+        write_file(report_file, run_page(report).encode(), f"--report {report_file}")
     if json_file != "-":
-        _print_end(report, out)
+        _print_end(report, options.out)
+
+
+def _asked(recipe: str | None, resume: Path | None, typed: dict[str, Any]) -> "tuple[str, Settings, SimulationOptions]":
+    """Return what to run: the recipe's own values, or those of the run to resume, and what was typed in their place."""
+    from covey.recipes.recipe import load_recipe
+    from covey.simulation.resume import resumed
+    from covey.simulation.run import SimulationOptions
+
+    behaviour, run, values = split_options(typed)
+    if resume is None:
+        if recipe is None:
+            raise UsageError("RECIPE", expected="a recipe, or --resume RUNDIR", got="neither", hint="covey simulate -h")
+        found, options = load_recipe(recipe), SimulationOptions()
+    else:
+        if "out" in run:
+            raise UsageError("--out", expected="--resume alone, which names the run's folder", got="both")
+        before, settings, options = resumed(resume)
+        # The run's own learning rate stays, whatever the recipe would choose.
+        found = dataclasses.replace(load_recipe(recipe or before), settings=settings, lrs={})
+        recipe = recipe or before
+    options = dataclasses.replace(options, population=dataclasses.replace(options.population, **behaviour), **run)
+    return recipe, settings_from(found, values), options
 
 
 def _progress(*, quiet: bool) -> Any:
@@ -132,10 +169,37 @@ def _print_end(report: "RunReport", out: Path | None) -> None:
         f"up {bytes_text(report.bytes_up)}, down {bytes_text(report.bytes_down)}; mode {report.mode}"
     )
     if report.target is not None:
-        reached = "not reached" if report.target_round is None else f"reached in round {report.target_round:.1f}"
+        reached = "not reached"
+        if report.target_round is not None and report.target_bytes is not None and report.target_s is not None:
+            reached = (
+                f"reached in round {report.target_round:.1f}, after {bytes_text(report.target_bytes)} and "
+                f"{report.target_s:,.0f} virtual seconds"
+            )
         click.echo(f"target {percent(report.target)}: {reached}")
+    if report.stopped:
+        click.echo(f"stopped early: {report.stopped}")
     if report.privacy is not None:
         click.echo(f"privacy: {report.privacy.headline}")
     click.echo(f"checkpoint {report.checkpoint[:12]} (equal bits for an equal seed, at any number of workers)")
     if out is not None:
         click.echo(f"kept in {out}: plan.covey, rounds.jsonl, checkpoint.params, report.json")
+
+
+def _calibrate(source: str, settings: "Settings", seed: int, json_file: str | None) -> None:
+    from covey.simulation.calibration import calibrate
+
+    status = StatusLine()
+    result = calibrate(source, settings, seed=seed, on_trainer=lambda name: status.show(f"measuring {name} ..."))
+    status.clear()
+    if json_file:
+        write_json(result, json_file)
+    if json_file == "-":
+        return
+    rows = [["trainer", "steps/s", "first step", ""]]
+    for m in result.measured:
+        if m.failed:
+            rows.append([m.trainer, "-", "-", m.failed])
+        else:
+            rows.append([m.trainer, f"{m.steps_per_s:,.0f}", f"{m.first_s:.1f} s", m.summary])
+    print_table(rows, right=(1, 2))
+    click.echo(f"suggested: --trainer {result.suggested}{result.note}")

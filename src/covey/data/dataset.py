@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from covey.types.errors import ExampleError, NotFoundError
 from covey.types.tensors import Tensors
 
-__all__ = ["Examples", "FederatedDataset", "PartitionedDataset", "from_clients", "pooled"]
+__all__ = ["Examples", "FederatedDataset", "PartitionedDataset", "from_clients", "pooled", "sizes_of"]
 
 Examples = Tensors
 """Named arrays with the same first dimension: one row is one example."""
@@ -135,6 +135,17 @@ def from_clients(
                     f"data set {name!r}: {where}", expected="fields of one length", got="different lengths"
                 )
     return _InMemory(name, made, held)
+
+
+def sizes_of(dataset: FederatedDataset) -> NDArray[np.int64]:
+    """Return how many training examples each client has, in the order of ``client_ids``.
+
+    A data set of very many clients has an attribute ``sizes`` of its own, so that nobody has to ask a million times.
+    """
+    own = getattr(dataset, "sizes", None)
+    if own is not None:
+        return np.asarray(own, np.int64)
+    return np.fromiter((dataset.num_examples(c) for c in dataset.client_ids), np.int64, len(dataset.client_ids))
 
 
 def pooled(parts: Sequence[Examples]) -> Examples:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from covey.data.dataset import Examples, PartitionedDataset
+from covey.data.dataset import Examples, FederatedDataset, PartitionedDataset
 from covey.data.locate import find, load_arrays
 from covey.data.partition import Partition, by_writer, dirichlet, iid, two_class
+from covey.data.resampled import ResampledDataset
 from covey.types.errors import DatasetMissingError, UsageError
 from covey.types.rng import generator
 
@@ -34,7 +35,7 @@ _MNIST_IDX = {
 }
 
 
-def mnist(partition: Partition, num_clients: int, seed: int) -> PartitionedDataset:
+def mnist(partition: Partition, num_clients: int, seed: int) -> FederatedDataset:
     """Return MNIST: 60,000 training and 10,000 test images.
 
     Raises:
@@ -50,7 +51,7 @@ def mnist(partition: Partition, num_clients: int, seed: int) -> PartitionedDatas
     return _dealt("mnist", pool, partition, num_clients, seed, flat=True, writers=writers)
 
 
-def cifar10(partition: Partition, num_clients: int, seed: int, *, small: bool = False) -> PartitionedDataset:
+def cifar10(partition: Partition, num_clients: int, seed: int, *, small: bool = False) -> FederatedDataset:
     """Return CIFAR-10; ``small``: only 3,000 training and 1,000 test images, already decoded.
 
     The lossless archive is preferred; a JPEG edition needs Pillow (the extra ``images``) and gives slightly other
@@ -78,8 +79,17 @@ def _dealt(
     *,
     flat: bool = False,
     writers: Callable[[], Any] | None = None,
-) -> PartitionedDataset:
+) -> FederatedDataset:
     labels = np.asarray(pool["y_train"])
+
+    def rows(index: NDArray[np.int64]) -> Examples:
+        return _examples(pool["x_train"][index], labels[index], flat)
+
+    def test() -> Examples:
+        return _examples(pool["x_test"][:], pool["y_test"][:], flat)
+
+    if partition.kind == "resample":
+        return ResampledDataset(name, num_clients, partition.num_examples, len(labels), rows, test, seed)
     rng = generator(seed, "partition", name, partition.kind)
     match partition.kind:
         case "iid":
@@ -91,14 +101,10 @@ def _dealt(
         case "writer" if writers is not None:
             parts = list(by_writer(writers()).values())
         case _:
-            kinds = "iid, two-class, dirichlet:ALPHA" + (" or writer" if writers else "")
+            kinds = "iid, two-class, dirichlet:ALPHA, resample:N" + (" or writer" if writers else "")
             raise UsageError("--partition", expected=f"{kinds} for {name}", got=partition.kind)
     named = {f"{partition.kind}-{i:04d}": part for i, part in enumerate(parts)}
-
-    def rows(index: NDArray[np.int64]) -> Examples:
-        return _examples(pool["x_train"][index], labels[index], flat)
-
-    return PartitionedDataset(name, named, rows, lambda: _examples(pool["x_test"][:], pool["y_test"][:], flat))
+    return PartitionedDataset(name, named, rows, test)
 
 
 def _examples(images: Bytes, labels: Bytes, flat: bool) -> Examples:

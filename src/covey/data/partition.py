@@ -1,6 +1,7 @@
 """How one pool of labelled examples is dealt out to clients.
 
-Laws: parts are disjoint and cover the pool (by-writer keeps all rows too); the same generator gives the same parts.
+Laws: parts are disjoint and cover the pool (by-writer keeps all rows too), except for ``resample``, where each client
+draws rows of its own; the same generator gives the same parts.
 """
 
 import difflib
@@ -15,32 +16,38 @@ __all__ = ["Partition", "by_writer", "dirichlet", "iid", "parse_partition", "two
 
 Indices = NDArray[np.int64]
 
-_KINDS = ("iid", "two-class", "dirichlet", "writer", "role")
+_KINDS = ("iid", "two-class", "dirichlet", "resample", "writer", "role")
+_TEXT = "iid, two-class, dirichlet:ALPHA, resample:N, writer or role"
 
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A parsed ``--partition``: its kind, and alpha for ``dirichlet``."""
+    """A parsed ``--partition``: its kind, alpha for ``dirichlet``, and the examples of a client for ``resample``."""
 
     kind: str
     alpha: float = 0.0
+    num_examples: int = 0
 
 
 def parse_partition(text: str) -> Partition:
-    """Parse ``iid``, ``two-class``, ``dirichlet:ALPHA``, ``writer`` or ``role``.
+    """Parse ``iid``, ``two-class``, ``dirichlet:ALPHA``, ``resample:N``, ``writer`` or ``role``.
 
     Raises:
-        UsageError: none of them (names the nearest), or an alpha that is not above 0.
+        UsageError: none of them (names the nearest), or a number that makes no sense.
     """
     kind, _, rest = text.partition(":")
-    if kind not in _KINDS or (rest and kind != "dirichlet"):
+    if kind not in _KINDS or (rest and kind not in ("dirichlet", "resample")):
         near = difflib.get_close_matches(kind, _KINDS, n=2)
         raise UsageError(
             "--partition",
-            expected="iid, two-class, dirichlet:ALPHA, writer or role",
+            expected=_TEXT,
             got=text,
             hint=f"did you mean {' or '.join(near)}?" if near else "",
         )
+    if kind == "resample":
+        if not (rest.isdigit() and int(rest) > 0):
+            raise UsageError("--partition", expected="resample:N with N examples for each device", got=text)
+        return Partition(kind, num_examples=int(rest))
     if kind != "dirichlet":
         return Partition(kind)
     try:

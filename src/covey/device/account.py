@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from covey.device.home import Credential, DeviceHome
+from covey.device.tokens import no_tokens
 from covey.device.transport import Transport
 from covey.types.clock import Clock
 from covey.types.errors import UnauthorizedError
@@ -28,7 +29,8 @@ class Account:
         transport: Transport,
         clock: Clock,
         on_enrolled: Callable[[], None],
-        attestation: Callable[[], str] = lambda: "",
+        *,
+        attestation: Callable[[], str] = no_tokens,
     ) -> None:
         """Prepare; nothing is sent yet. ``attestation`` returns the proof of being a device of the application."""
         self.bearer = ""

@@ -9,9 +9,9 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from covey.device.account import Account
-from covey.device.authority import PinnedAuthority
 from covey.device.choices import Choices
 from covey.device.clock import SystemClock
 from covey.device.conditions.conditions import Conditions, Verdict
@@ -25,11 +25,15 @@ from covey.device.ledger import Ledger
 from covey.device.pace import Pace
 from covey.device.policy import OwnerPolicy
 from covey.device.recorder import Recorder
+from covey.device.tokens import no_tokens
 from covey.device.trainer import OnnxTrainer, Trainer
 from covey.device.transport import HttpTransport, Transport
 from covey.device.verified import Verified
 from covey.types.clock import DeviceClock
 from covey.types.errors import CoveyError, NotFoundError, StateError, UsageError, VersionError
+
+if TYPE_CHECKING:
+    from covey.device.authority import PinnedAuthority
 
 __all__ = ["AgentEvent", "AgentSummary", "DeviceAgent"]
 
@@ -56,8 +60,8 @@ class DeviceAgent:
         clock: DeviceClock | None = None,
         verified: Verified | None = None,
         chance: random.Random | None = None,
-        authority: PinnedAuthority | None = None,
-        attestation: Callable[[], str] = lambda: "",
+        authority: "PinnedAuthority | None" = None,
+        attestation: Callable[[], str] = no_tokens,
     ) -> None:
         """Prepare an agent; nothing is sent yet.
 
@@ -90,6 +94,10 @@ class DeviceAgent:
         self._on_event = on_event
         self._stopping = threading.Event()
         self._transport = transport or HttpTransport(server_url, ca_file)
+        self._authority = authority
+        account = Account(
+            home, server_url, self.population, self._transport, self._clock, self._enrolled, attestation=attestation
+        )
         self._gate = Gate(
             self.population,
             self._clock,
@@ -102,9 +110,8 @@ class DeviceAgent:
             home=home,
             policy=policy,
             transport=self._transport,
-            account=Account(
-                home, server_url, self.population, self._transport, self._clock, self._enrolled, attestation
-            ),
+            account=account,
+            authority=authority,
             trainer=trainer or OnnxTrainer(within_budget=True),
             gate=self._gate,
             recorder=Recorder(Ledger.of_home(home.path), self.population, self._clock),
@@ -115,7 +122,6 @@ class DeviceAgent:
             stopping=self._stopping,
             summary=self.summary,
             tell=on_event,
-            authority=authority,
         )
         self._num_failures = 0
         self._held: tuple[str, ...] = ()
@@ -125,8 +131,8 @@ class DeviceAgent:
         """End the run soon: between two chunks of training, or now if the agent waits. From any thread."""
         self._stopping.set()
         self._transport.abort()
-        if self._parts.authority is not None:
-            self._parts.authority.abort()
+        if self._authority is not None:
+            self._authority.abort()
 
     def run(self, *, once: bool = False) -> AgentSummary:
         """Serve the population until :meth:`stop`, or, with ``once``, until one update was counted.

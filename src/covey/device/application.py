@@ -60,8 +60,7 @@ class Application:
         """Open the state directory; nothing is sent yet.
 
         Args:
-            home: the state directory. While it is open here, no other agent can use it; other processes may add
-                examples (:meth:`covey.device.examples.ExampleStore.of_home`).
+            home: the state directory. No other agent can use it meanwhile; other processes may add examples.
             server_url: ``https://host:port``.
             policy: what the owner accepts; names the population.
             ca_file: the authority to trust; None: the system's.
@@ -86,14 +85,9 @@ class Application:
             self.examples = self._home.examples
             self.model = PersonalModel(home, policy.owner_key, policy.population)
             self._agent = DeviceAgent(
-                self._home,
-                server_url,
-                policy,
-                ca_file=ca_file,
-                transport=transport,
-                conditions=self._conditions,
-                on_event=self._noted,
-            )
+                self._home, server_url, policy, ca_file=ca_file, transport=transport,
+                conditions=self._conditions, on_event=self._noted,
+            )  # fmt: skip
         except BaseException:
             self._home.close()
             raise
@@ -160,7 +154,8 @@ class Application:
         except TrainingStopped:
             return
         except CoveyError as error:
-            self._tell(AgentEvent("not_improved", str(error), error=error))
+            if not self._stopping.is_set():  # else the connection was cut here, to wake this thread
+                self._tell(AgentEvent("not_improved", str(error), error=error))
 
     def _should_stop(self) -> bool:
         return self._stopping.is_set() or not self.may_train()

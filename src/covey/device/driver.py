@@ -10,14 +10,15 @@ import random
 from collections.abc import Generator, MutableSet
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from covey.device.account import Account
-from covey.device.authority import PinnedAuthority
 from covey.device.effects import (
     CONDITION_LAPSED,
     TIME_IS_UP,
     AwaitStep,
     Certify,
+    Counted,
     Effect,
     FetchBlob,
     Finished,
@@ -32,6 +33,7 @@ from covey.device.effects import (
 from covey.device.events import AgentEvent, AgentSummary, Tell
 from covey.device.gate import Gate
 from covey.device.home import DeviceHome
+from covey.device.kept import KeptState
 from covey.device.pace import Pace
 from covey.device.policy import OwnerPolicy
 from covey.device.recorder import Recorder
@@ -40,10 +42,13 @@ from covey.device.trainer import Trainer, TrainingStopped
 from covey.device.transport import Transport
 from covey.device.verified import Verified
 from covey.privacy.randomness import AesCtr
-from covey.secagg import Identity
 from covey.types.clock import DeviceClock, Wakeable
 from covey.types.errors import CoveyError, EnrolmentError, StorageError
 from covey.wire.messages import BlobRef, Reported
+
+if TYPE_CHECKING:
+    from covey.device.authority import PinnedAuthority
+    from covey.secagg import Identity
 
 __all__ = ["Driver", "Parts"]
 
@@ -58,7 +63,7 @@ _LEAVES = "mask"
 class Parts:
     """What sessions of one population share.
 
-    ``authority`` gives identities for plans against an active server; ``used_sums`` are the secure sums that this
+    ``authority`` certifies identities, for plans against an active server; ``used_sums`` are the secure sums that this
     device took part in.
     """
 
@@ -76,7 +81,7 @@ class Parts:
     stopping: Wakeable
     summary: AgentSummary
     tell: Tell
-    authority: PinnedAuthority | None = None
+    authority: "PinnedAuthority | None" = None
     used_sums: MutableSet[bytes] = field(default_factory=set)
 
 
@@ -93,6 +98,7 @@ class Driver:
             noise=AesCtr(os.urandom(32), private=True),
             used_sums=parts.used_sums,
         )
+        self._kept = KeptState(parts.home.path / "kept", parts.policy.population)
         self._deadline_s, self._num_tries, self._bytes_down = float("inf"), 0, 0
 
     def run(self) -> Outcome:
@@ -109,6 +115,7 @@ class Driver:
             self._interrupted()
             raise
         if (given := self._session.assignment) is not None:
+            self._keep(effect.outcome)
             self._record_end(effect.outcome)
             with contextlib.suppress(StorageError):  # what cannot be deleted now may be after the next session
                 self._parts.home.blobs.trim({given.plan.sha256, given.checkpoint.sha256})
@@ -180,6 +187,11 @@ class Driver:
             case Finished():
                 return effect
 
+    def _identity(self, now_s: int) -> "Identity":
+        if self._parts.authority is None:
+            raise EnrolmentError("identity", expected="an enrolment authority to ask", got="only its key")
+        return self._parts.authority.identity(now_s)
+
     def _may_go_on(self) -> bool:
         return self._parts.gate.is_open()
 
@@ -198,6 +210,13 @@ class Driver:
         except StorageError as error:  # what was sent stands in it; the next session finds out whether it works again
             self._tell("lost", f"the ledger could not be written: {error}", error)
 
+    def _keep(self, outcome: Outcome) -> None:
+        """Store what the algorithm keeps on the device, where the update was counted."""
+        try:
+            self._kept.ended(counted=isinstance(outcome, Counted))
+        except StorageError as error:
+            self._tell("not_kept", f"the algorithm's own state could not be stored: {error}", error)
+
     def _train(self, effect: Train) -> Effect:
         session, parts = self._session, self._parts
         manifest = effect.job.plan.manifest
@@ -209,14 +228,10 @@ class Driver:
             return parts.stopping.is_set() or parts.clock.elapsed_s() > until_s or not parts.gate.is_open()
 
         try:
-            return session.trained(parts.trainer.run(effect.job, examples, should_stop))
+            job = self._kept.given(effect.job)
+            return session.trained(self._kept.trained(job, parts.trainer.run(job, examples, should_stop)))
         except TrainingStopped:
             return session.stopped(TIME_IS_UP if parts.clock.elapsed_s() > until_s else CONDITION_LAPSED)
-
-    def _identity(self, now_s: int) -> Identity:
-        if self._parts.authority is None:
-            raise EnrolmentError("identity", expected="an enrolment authority to ask", got="only its key")
-        return self._parts.authority.identity(now_s)
 
     def _blob(self, ref: BlobRef) -> bytes:
         """Return a blob from the cache, or download it, or the rest of it."""

@@ -5,16 +5,19 @@ One agent serves all of them. A person writes the file with ``covey device join`
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from covey.device.authority import PinnedAuthority
 from covey.device.files import file_lock, storage_errors, written_whole
 from covey.device.policy import OwnerPolicy
 from covey.device.private import PrivacyFloor
-from covey.device.tokens import AttestationFile
+from covey.device.tokens import AttestationFile, no_tokens
 from covey.types.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from covey.device.authority import PinnedAuthority
 
 __all__ = ["Membership", "Populations"]
 
@@ -28,10 +31,11 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
         owner_key: the Ed25519 public key of whoever signs its plans, in hex.
         ca_file: PEM certificates of the authority to trust; empty: the system's.
         accept_plain, min_cohort, min_noise: see :class:`covey.device.policy.OwnerPolicy`.
-        authority, authority_key, authority_ca: the enrolment authority's address, its Ed25519 public key in hex, and
-            whom to trust for its HTTPS; empty: none is pinned.
-        attestation, authority_attestation: files that the application keeps filled with proofs of being one of its
-            devices, for the server and for the authority; empty: neither wants any.
+        attestation: a file with tokens of the application's backend for the server; empty: none is asked for.
+        authority: the enrolment authority, ``https://host:port``; empty: the server is trusted to follow the protocol.
+        authority_key: its Ed25519 public key, in hex; stands with ``authority``.
+        authority_ca: PEM certificates for its HTTPS; empty: the system's.
+        authority_attestation: tokens for the authority.
     """
 
     population: str
@@ -41,10 +45,10 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
     accept_plain: bool = False
     min_cohort: int = 100
     min_noise: float = 0.0
+    attestation: str = ""
     authority: str = ""
     authority_key: str = ""
     authority_ca: str = ""
-    attestation: str = ""
     authority_attestation: str = ""
 
     def policy(self) -> OwnerPolicy:
@@ -56,16 +60,12 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
         where = f"population {self.population!r}"
         try:
             key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self.owner_key))
-            authority = bytes.fromhex(self.authority_key)
         except ValueError as e:
-            raise UsageError(where, expected="keys of 32 bytes in hex", got="something else") from e
-        if bool(self.authority) != bool(authority):
-            raise UsageError(
-                f"{where}: authority",
-                expected="an address with a key, both",
-                got="one of them",
-                hint="the key comes from the application by a trusted way, never from the server",
-            )
+            raise UsageError(where, expected="an owner's key of 32 bytes in hex", got="something else") from e
+        if len(self.authority_key) not in (0, 64) or not set(self.authority_key) <= set("0123456789abcdef"):
+            raise UsageError(f"{where}: authority_key", expected="32 bytes in lower-case hex", got="something else")
+        if bool(self.authority) != bool(self.authority_key):
+            raise UsageError(f"{where}: authority", expected="an address and a key, or neither", got="one of them")
         if self.min_cohort < 1:
             raise UsageError(f"{where}: min_cohort", expected="at least 1", got=str(self.min_cohort))
         if not 0 <= self.min_noise < float("inf"):
@@ -76,34 +76,34 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
             accept_plain=self.accept_plain,
             min_cohort=self.min_cohort,
             privacy=PrivacyFloor(noise_multiplier=self.min_noise, spaced=True),
-            authority=authority,
+            authority=bytes.fromhex(self.authority_key),
         )
 
-    def attestations(self) -> Callable[[], str]:
-        """Return what gives the next proof for the server; share it between devices of one process.
-
-        Raises:
-            UsageError: a file without any.
-        """
+    def tokens(self) -> Callable[[], str]:
+        """Return what gives the next attestation for the server. Raises UsageError."""
         return _tokens(self.attestation)
 
-    def authorities(self, count: int) -> tuple[PinnedAuthority | None, ...]:
-        """Return the pinned authority for so many devices, each with a connection of its own; None where none is.
+    def authority_tokens(self) -> Callable[[], str]:
+        """Return what gives the next attestation for the authority. Raises UsageError."""
+        return _tokens(self.authority_attestation)
 
-        Raises:
-            UsageError: a bad address, certificate file, or a file without proofs.
-        """
+    def pinned_authority(self, tokens: Callable[[], str]) -> "PinnedAuthority | None":
+        """Return the enrolment authority for one device, or None where none is pinned. Raises UsageError."""
         if not self.authority:
-            return (None,) * count
-        key, tokens = bytes.fromhex(self.authority_key), _tokens(self.authority_attestation)
-        ca = Path(self.authority_ca) if self.authority_ca else None
-        return tuple(
-            PinnedAuthority(self.authority, key, self.population, ca_file=ca, attestation=tokens) for _ in range(count)
+            return None
+        from covey.device.authority import PinnedAuthority
+
+        return PinnedAuthority(
+            self.authority,
+            bytes.fromhex(self.authority_key),
+            self.population,
+            ca_file=Path(self.authority_ca) if self.authority_ca else None,
+            attestation=tokens,
         )
 
 
-def _tokens(name: str) -> Callable[[], str]:
-    return AttestationFile(Path(name)) if name else lambda: ""
+def _tokens(file: str) -> Callable[[], str]:
+    return AttestationFile(Path(file)) if file else no_tokens
 
 
 class Populations:

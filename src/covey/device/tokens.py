@@ -6,7 +6,12 @@ from pathlib import Path
 
 from covey.types.errors import UsageError
 
-__all__ = ["AttestationFile"]
+__all__ = ["AttestationFile", "no_tokens"]
+
+
+def no_tokens() -> str:
+    """Return the proof of a device that nobody asks for one."""
+    return ""
 
 
 class AttestationFile:

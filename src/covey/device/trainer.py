@@ -2,13 +2,13 @@
 
 The order is that of :mod:`covey.plans.manifest`: ``begin`` makes the state, the chunks of ``train`` or ``gradient``
 carry it along, ``finish`` turns it into the segments of the update. An evaluation runs ``eval`` under one model or two,
-and its update is the header alone. Between chunks (about a second of work each), and while one runs, the caller is
-asked whether to go on.
+and its update is the header alone. Between chunks (about a second of work each) and while one runs the caller is asked
+whether to go on.
 """
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -19,12 +19,12 @@ from covey.device.evaluate import Evaluator
 from covey.device.runtime import GraphCache
 from covey.device.watch import TrainingStopped, Watch, never
 from covey.plans.evaluation import comparison
-from covey.plans.manifest import COMPARISON, Manifest, SegmentPlan
+from covey.plans.manifest import COMPARISON, KEPT, Manifest, SegmentPlan
 from covey.plans.plan import Plan
-from covey.types.errors import PlanRefusedError, TrainingError, UpdateRangeError
+from covey.types.errors import PlanFormatError, PlanRefusedError, TrainingError, UpdateRangeError
 from covey.types.rng import key_words
 from covey.types.segments import HEADER
-from covey.types.tensors import Array, Tensors, flatten_tensors
+from covey.types.tensors import Array, Tensors, flatten_tensors, specs_of
 
 __all__ = [
     "LocalResult",
@@ -32,6 +32,7 @@ __all__ = [
     "Trainer",
     "TrainingJob",
     "TrainingStopped",
+    "all_shared",
     "hyper_values",
     "never",
     "result_of",
@@ -54,6 +55,7 @@ class TrainingJob:
         shared: what is broadcast besides; empty where the phase needs nothing.
         hyper: the values that the assignment sets; the plan's defaults fill the rest.
         seed: 32 bytes for the order of examples and for dropout.
+        kept: what this device kept from its last session under the same algorithm; a first session has nothing.
     """
 
     plan: Plan
@@ -62,6 +64,7 @@ class TrainingJob:
     shared: Tensors
     hyper: Mapping[str, float]
     seed: bytes
+    kept: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ class LocalResult:
         metrics: sums over all steps, by the manifest's names.
         num_examples: how many different examples were used.
         num_steps: how many steps were taken.
+        kept: what the device keeps for its next session once this update is counted; never sent.
     """
 
     segments: dict[str, NDArray[np.floating]]
@@ -81,6 +85,7 @@ class LocalResult:
     metrics: dict[str, float]
     num_examples: int
     num_steps: int
+    kept: Tensors = field(default_factory=dict)
 
 
 class Trainer(Protocol):
@@ -152,11 +157,11 @@ class OnnxTrainer:
     def _train(self, job: TrainingJob, examples: Tensors, hyper: Mapping[str, float], watch: Watch) -> LocalResult:
         manifest = job.plan.manifest
         phase = manifest.phases[job.phase]
-        params, shared = _prefixed("params", job.params), _prefixed("shared", job.shared)
+        params, shared = _prefixed("params", job.params), _prefixed("shared", all_shared(job))
         constant = {**params, **shared, "key": key_words(job.seed, "dropout")}
         constant |= {f"hyper.{k}": np.asarray(v, np.float32) for k, v in hyper.items()}
         loop = self._graphs.graph(job.plan, phase.graph)
-        carry = self._graphs.graph(job.plan, "begin").run({**params, **shared}, stop=watch.stop)
+        carry = self._graphs.graph(job.plan, phase.begin).run({**params, **shared}, stop=watch.stop)
         carry |= {f"metrics.{k}": np.zeros((), np.float32) for k in manifest.metrics}
         carry["step"] = np.zeros((), np.uint32)
         count = len(next(iter(examples.values())))
@@ -172,7 +177,7 @@ class OnnxTrainer:
         watch.check()
         totals = {k: float(carry[f"metrics.{k}"]) for k in manifest.metrics}
         feeds = {**carry, **params, **shared, **{f"totals.{k}": carry[f"metrics.{k}"] for k in _TOTALS}}
-        outputs = self._graphs.graph(job.plan, "finish").run(feeds, stop=watch.stop)
+        outputs = self._graphs.graph(job.plan, phase.finish).run(feeds, stop=watch.stop)
         del carry, after, feeds  # the update is about to be copied: the state has served
         used = num_distinct(count, phase)
         return result_of(manifest, job.phase, outputs, totals, num_examples=used, num_steps=steps)
@@ -211,6 +216,21 @@ def hyper_values(manifest: Manifest, assigned: Mapping[str, float]) -> dict[str,
     return {name: float(assigned.get(name, h.default)) for name, h in bounds.items()}
 
 
+def all_shared(job: TrainingJob) -> Tensors:
+    """Return what the graphs take as ``shared``: the broadcast, and what the device kept, zeros at first.
+
+    Raises:
+        PlanFormatError: what was kept is not what the plan keeps.
+    """
+    specs = job.plan.manifest.phases[job.phase].kept
+    if not specs:
+        return job.shared
+    kept = job.kept or {s.name: np.zeros(s.shape, s.dtype) for s in specs}
+    if specs_of(kept) != tuple(sorted(specs)):
+        raise PlanFormatError("kept state", expected="the tensors that the plan keeps", got="others")
+    return {**job.shared, **{f"{KEPT}/{k}": v for k, v in kept.items()}}
+
+
 def result_of(
     manifest: Manifest,
     phase: int,
@@ -246,7 +266,11 @@ def result_of(
         if s.weighting == "examples":
             np.multiply(vector, np.float32(weight), out=vector)
         segments[s.name] = vector
-    return LocalResult(segments, weight, {k: float(totals[k]) for k in manifest.metrics}, num_examples, num_steps)
+    kept = _stripped(KEPT, outputs)
+    if not all(np.isfinite(v).all() for v in kept.values()):
+        raise _diverged("kept state", num_steps)
+    metrics = {k: float(totals[k]) for k in manifest.metrics}
+    return LocalResult(segments, weight, metrics, num_examples, num_steps, kept)
 
 
 def _check_loss(loss: Array, steps: int) -> None:

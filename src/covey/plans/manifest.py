@@ -16,6 +16,8 @@ A plan holds four kinds of ONNX graph (opset <= 21, default domain):
 ``predict``
     ``params.*``, ``input.*`` -> ``output.*``.
 
+A plan of several phases names their graphs ``begin``, ``begin-1`` and so on; see :class:`Phase`.
+
 An input that a graph does not use may be absent from it. Metrics are float32 sums; ``loss``, ``weight`` and
 ``examples`` are always there, the task's own follow.
 """
@@ -24,6 +26,7 @@ from typing import Any
 
 import msgspec
 
+from covey.plans.fields import ExampleSchema, FieldSpec, Query
 from covey.plans.terms import Budget, Eligibility, NoiseTerms, PrivacyTerms, SecureTerms
 from covey.types.errors import LayoutError, PlanFormatError, PlanSchemaError
 from covey.types.segments import Segment, header_segment, real_segment
@@ -45,6 +48,7 @@ __all__ = [
     "FieldSpec",
     "GraphEntry",
     "HyperBound",
+    "KEPT",
     "Manifest",
     "NOISE_SCHEMA",
     "NoiseTerms",
@@ -53,6 +57,7 @@ __all__ = [
     "Query",
     "RingPlan",
     "SecureTerms",
+    "STATE_SCHEMA",
     "SegmentPlan",
     "decode_manifest",
     "encode_manifest",
@@ -68,6 +73,11 @@ ACTIVE_SCHEMA = 3
 """The schema of plans against an active server. An older device would take part as if the server were honest."""
 EVALUATION_SCHEMA = 3
 """The schema of plans whose phase evaluates."""
+STATE_SCHEMA = 3
+"""The schema of plans whose devices keep state, or whose phases have graphs of their own: an older device would ignore
+the fields that say so, and send another update than the algorithm's."""
+KEPT = "kept"
+"""Prefix of what a device keeps from session to session: ``shared.kept/<name>`` goes in, ``kept.<name>`` comes out."""
 TRAINED = "trained"
 """Before the ``/`` in the names of a structured update's masks among a graph's ``shared`` inputs."""
 BASIS = "basis"
@@ -80,39 +90,6 @@ CLIP = "clip"
 """The per-round value that carries the clip where a plan has noise."""
 CLIP_COUNT = "clip_count"
 """The segment with the indicators of the adapting clip: one coordinate, the last of an update."""
-
-
-class FieldSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """One field of an example: name, shape and dtype without the batch dimension, and what fills it.
-
-    ``role`` is ``input`` or ``label``; ``source`` says in words where the value comes from in the person's own
-    interaction ("the next character typed"). Integers lie in ``[0, num_values)`` where that is given: a device refuses
-    an example outside it, which would index past the end of a table.
-    """
-
-    name: str
-    shape: tuple[int, ...] = ()
-    dtype: str = "float32"
-    role: str = "input"
-    source: str = ""
-    num_values: int | None = None
-
-
-class Query(msgspec.Struct, frozen=True, kw_only=True):
-    """Which of the device's examples a plan trains on. Data, never SQL: ``where`` is ``[[field, op, value], ...]``."""
-
-    collection: str
-    where: tuple[tuple[str, str, str | int | float | bool], ...] = ()
-    order: str = "oldest"
-    limit: int | None = None
-    split: str = "train"
-
-
-class ExampleSchema(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of one example and the query that selects them."""
-
-    fields: tuple[FieldSpec, ...]
-    query: Query
 
 
 class HyperBound(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,6 +157,10 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
 
     A phase of graph ``eval`` has no state and no segments. Where the server broadcasts a second model as ``shared``,
     the device compares both by its mean of the metric ``compares``.
+
+    ``kept`` is what the device itself keeps from one of its sessions to the next, zeros at first: inputs
+    ``shared.kept/<name>`` of the graphs and outputs ``kept.<name>`` of ``finish``. It is stored where the server
+    counted the report, and never sent. ``begin`` and ``finish`` name the phase's graphs.
     """
 
     name: str
@@ -193,6 +174,14 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     chunk_steps: int
     trained_in_place: bool = False
     compares: str = ""
+    kept: tuple[TensorSpec, ...] = ()
+    begin: str = "begin"
+    finish: str = "finish"
+
+    @property
+    def needs_state_schema(self) -> bool:
+        """Whether only devices that know ``kept``, ``begin`` and ``finish`` may run it."""
+        return bool(self.kept) or (self.begin, self.finish) != ("begin", "finish")
 
 
 class AlgorithmRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -277,8 +266,10 @@ _LEAST_FRACTION_BITS = 8
 """A weighted coordinate is rounded to 1/256 at worst: to 4e-6 of a device's change, at a thousand examples."""
 
 
-def needed_schema(privacy: PrivacyTerms) -> int:
-    """Return the schema of a plan with these terms: the lowest that makes a device that does not know them refuse."""
+def needed_schema(privacy: PrivacyTerms, phases: tuple[Phase, ...] = ()) -> int:
+    """Return the schema of a plan with these: the lowest that makes a device that does not know them refuse."""
+    if any(p.needs_state_schema for p in phases):
+        return STATE_SCHEMA
     if privacy.secure is not None and privacy.secure.is_active:
         return ACTIVE_SCHEMA
     return NOISE_SCHEMA if privacy.noise is not None else 1
@@ -330,6 +321,8 @@ def _validate(m: Manifest) -> None:
         (m.params == tuple(sorted(m.params)), "params", "canonical order"),
     ]
     for i, p in enumerate(m.phases):
+        known = m.schema >= STATE_SCHEMA or not p.needs_state_schema
+        checks.append((known, "schema", f"at least {STATE_SCHEMA} for state on the device or several phases"))
         checks += _evaluation_checks(m, p, f"phases[{i}]") if p.graph == "eval" else _phase_checks(p, f"phases[{i}]")
     if (secure := m.privacy.secure) is not None:
         checks += [

@@ -15,9 +15,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from covey.plans.manifest import Budget, Eligibility, ExampleSchema, HyperBound, PrivacyTerms
+from covey.plans.manifest import KEPT, Budget, Eligibility, ExampleSchema, HyperBound, PrivacyTerms
 
-__all__ = ["Local", "Out", "PlanOptions", "Task"]
+__all__ = ["ANCHOR", "KEPT", "Local", "Out", "PlanOptions", "Task"]
+
+ANCHOR = "anchor"
+"""Where an anchored algorithm's ``step`` finds the checkpoint, among what is shared."""
 
 Tree = Any
 """A nested dict, list or tuple of arrays: a JAX pytree."""
@@ -54,7 +57,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """The device's half of an algorithm, traced into graphs when a plan is built.
+    """The device's half of one phase of an algorithm, traced into graphs when a plan is built.
 
     Attributes:
         algorithm: name of the server half, and the default ``settings`` for it.
@@ -69,6 +72,11 @@ class Local:
         hyper: the per-round values with default and bounds.
         max_delta: for each segment, the largest magnitude before weighting.
         weighting: for each segment, ``examples`` or ``none``.
+        kept: ``params -> tree`` that gives the shapes of what the device keeps from session to session, or None. It
+            starts at zero, is found in ``shared["kept"]``, and ``finish`` returns its successor as ``"kept"``; it is
+            never sent.
+        anchored: whether ``step`` needs the checkpoint itself, as ``shared["anchor"]``.
+        exact: the segments that no compression touches: a few numbers that must arrive as they are.
     """
 
     algorithm: str
@@ -80,6 +88,9 @@ class Local:
     max_delta: Mapping[str, float]
     weighting: Mapping[str, str]
     shared: Callable[[Tree], Tree] | None = None
+    kept: Callable[[Tree], Tree] | None = None
+    anchored: bool = False
+    exact: tuple[str, ...] = ()
     settings: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -87,10 +98,12 @@ class Local:
 class PlanOptions:
     """What a plan fixes besides the mathematics. ``max_steps`` None: what ``epochs`` over ``max_examples`` need.
 
-    ``compression`` is the spec by which every segment is encoded.
+    ``compression`` is the spec by which every segment is encoded. ``gradient_batch_size`` is that of gradient phases,
+    where the batch size only bounds memory; None: ``batch_size``.
     """
 
     batch_size: int = 10
+    gradient_batch_size: int | None = None
     epochs: int = 1
     max_steps: int | None = None
     chunk_steps: int = 16

@@ -18,17 +18,18 @@ from pathlib import Path
 import msgspec
 
 import covey
+from covey.algorithms.registry import parse_algorithm
 from covey.compression.codec import codec_for, codec_named
 from covey.compression.structured_updates import ROW_VALUES, LowRank, RandomMask
-from covey.data.dataset import FederatedDataset
+from covey.data.dataset import FederatedDataset, sizes_of
 from covey.plans.manifest import PrivacyTerms, RingPlan, SegmentPlan
 from covey.plans.plan import Plan, pack_plan, unpack_plan
 from covey.plans.task import Local, PlanOptions
 from covey.recipes.recipe import Recipe, Settings, recipe_source
-from covey.types.errors import CoveyError, UsageError
+from covey.types.errors import AsynchronousError, CoveyError, UsageError
 from covey.types.tensors import Tensors, pack_tensors, unpack_tensors
 
-__all__ = ["Prepared", "local_half", "plan_options", "prepare"]
+__all__ = ["Prepared", "local_halves", "plan_options", "prepare"]
 
 _PACKAGES = ("types", "plans", "algorithms", "models", "recipes")
 _GRADIENT_BATCH = 50
@@ -53,35 +54,50 @@ class Prepared:
         return unpack_tensors(self.plan.manifest.params, self.checkpoint)
 
 
-def local_half(settings: Settings) -> Local:
-    """Return the algorithm's device half for some settings; imports JAX.
+def local_halves(settings: Settings, dataset: FederatedDataset) -> tuple[Local, ...]:
+    """Return the algorithm's device half, phase by phase, for some settings; imports JAX.
 
     Raises:
         UsageError: no such algorithm or optimizer, or a structured update that the algorithm cannot train.
     """
-    from covey.algorithms.local.fedavg import fedavg_local
-    from covey.algorithms.local.fedsgd import fedsgd_local
+    from covey.algorithms.local.registry import Facts, device_halves
+
+    batch_size = settings.batch_size or largest_device(settings, dataset)
+    facts = Facts(
+        choice=parse_algorithm(settings.algorithm),
+        lr=settings.lr,
+        server_lr=settings.server_lr,
+        optimizer=settings.optimizer,
+        num_devices=len(dataset.client_ids),
+        most_steps=settings.max_steps or settings.epochs * -(-largest_device(settings, dataset) // batch_size),
+    )
+    return _structured(device_halves(facts), settings)
+
+
+def _structured(halves: tuple[Local, ...], settings: Settings) -> tuple[Local, ...]:
+    """Return the halves as the compression has them train, where it names a structured update."""
     from covey.algorithms.local.structured import low_rank_in_place, masked_in_place
 
-    if settings.algorithm == "fedsgd":
-        local = fedsgd_local(server_lr=settings.lr)
-    elif settings.algorithm == "fedavg":
-        local = fedavg_local(settings.lr, optimizer=settings.optimizer, server_lr=settings.server_lr)
-    else:
-        raise UsageError("--algorithm", expected="fedavg or fedsgd", got=settings.algorithm)
     structure = codec_named(settings.compression).structure
+    if structure is not None and len(halves) > 1:
+        raise UsageError("--compression", expected="an algorithm with one phase", got=halves[0].algorithm)
     if isinstance(structure, RandomMask):
-        return masked_in_place(local)
+        return tuple(map(masked_in_place, halves))
     if isinstance(structure, LowRank):
         if settings.optimizer == "adam":
             raise UsageError("--optimizer", expected="sgd or momentum under lowrank", got="adam", hint=_LINEAR)
-        return low_rank_in_place(local, ROW_VALUES, structure.rank)
-    return local
+        return tuple(low_rank_in_place(half, ROW_VALUES, structure.rank) for half in halves)
+    return halves
 
 
 _LINEAR = (
     "a step of adam is not linear in the gradient, and would leave the directions that are sent; mask:P goes with it"
 )
+
+
+def largest_device(settings: Settings, dataset: FederatedDataset) -> int:
+    """Return how many examples the device with the most of them uses."""
+    return min(settings.max_examples, int(sizes_of(dataset).max()))
 
 
 def plan_options(
@@ -93,15 +109,15 @@ def plan_options(
         CompressionSpecError, MissingExtraError: a compression that cannot be used.
     """
     batch_size = settings.batch_size
-    largest = min(settings.max_examples, max(dataset.num_examples(c) for c in dataset.client_ids))
-    if settings.algorithm == "fedsgd":
-        batch_size = min(_GRADIENT_BATCH, largest)  # the sum over batches is that of one batch of everything
-    elif batch_size is None:
+    largest = largest_device(settings, dataset)
+    if batch_size is None:
         batch_size = largest
     return PlanOptions(
         batch_size=batch_size,
-        epochs=1 if settings.algorithm == "fedsgd" else settings.epochs,
-        max_steps=None if settings.algorithm == "fedsgd" else settings.max_steps,
+        # The sum over batches is that of one batch of everything: the size bounds memory and nothing else.
+        gradient_batch_size=min(_GRADIENT_BATCH, largest),
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
         chunk_steps=settings.chunk_steps,
         eval_batch_size=settings.eval_batch_size,
         max_examples=settings.max_examples,
@@ -135,10 +151,19 @@ def prepare(
 
     Raises:
         PlanBuildError, UsageError: what cannot become a plan.
+        AsynchronousError: an asynchronous algorithm with secure aggregation.
     """
+    choice = parse_algorithm(settings.algorithm)
+    if choice.name == "fedbuff" and privacy.mode == "secure":
+        raise AsynchronousError(
+            "--algorithm fedbuff",
+            expected="plain mode",
+            got="secure aggregation",
+            hint="masks cancel only within a cohort that was fixed before anyone trained: fedavg, or no --secure",
+        )
     options = plan_options(settings, privacy, dataset, noised=noised)
     folder = _cache_dir()
-    name = _cache_key(source, settings, options, seed, noised)
+    name = _cache_key(source, settings, options, len(dataset.client_ids), seed, noised)
     try:
         prepared = Prepared((folder / f"{name}.covey").read_bytes(), (folder / f"{name}.params").read_bytes(), True)
         unpack_tensors(prepared.plan.manifest.params, prepared.checkpoint)  # a damaged cache is no reason to fail
@@ -151,7 +176,7 @@ def prepare(
     task = recipe.task()
     if task.examples != recipe.examples:
         raise UsageError(f"recipe {source}", expected="one schema in the recipe and in its task", got="two")
-    plan = build_plan(task, local_half(settings), options)
+    plan = build_plan(task, local_halves(settings, dataset), options)
     plan = plan if noised else _with_rings(plan)  # under noise the integers depend on that
     checkpoint = pack_tensors(initial_params(task, seed), unpack_plan(plan).manifest.params)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
@@ -185,11 +210,13 @@ def _cache_dir() -> Path:
     return Path(base) / "covey" / "plans"
 
 
-def _cache_key(source: str, settings: Settings, options: PlanOptions, seed: int, noised: bool) -> str:
+def _cache_key(source: str, settings: Settings, options: PlanOptions, num_devices: int, seed: int, noised: bool) -> str:
     digest = hashlib.sha256()
     # The data only matter through the sizes in options, the trainer and the cohort not at all.
     kept = {k: v for k, v in asdict(settings).items() if k not in ("trainer", "cohort", "partition", "num_clients")}
-    digest.update(f"{source} {seed} {kept} {options} {noised}".encode())
+    # Only some algorithms write the number of devices into the plan.
+    devices = num_devices if parse_algorithm(settings.algorithm).name == "scaffold" else 0
+    digest.update(f"{source} {seed} {kept} {options} {devices} {noised}".encode())
     digest.update(recipe_source(source))
     root = Path(covey.__file__).parent
     for package in _PACKAGES:

@@ -16,7 +16,7 @@ from covey.plans.manifest import ExampleSchema
 from covey.plans.task import Task
 from covey.types.errors import RecipeError, UsageError
 
-__all__ = ["RECIPES", "Recipe", "Settings", "load_recipe", "recipe_source"]
+__all__ = ["RECIPES", "TRAINERS", "Recipe", "Settings", "load_recipe", "recipe_source"]
 
 RECIPES: Mapping[str, str] = {
     "keyboard": "covey.recipes.keyboard",
@@ -27,24 +27,33 @@ RECIPES: Mapping[str, str] = {
 """The recipes that come with Covey, and the module that holds each."""
 
 
+TRAINERS: Mapping[str, str] = {
+    "jax": "XLA, in steps or in a loop as suits the model",
+    "jax-step": "XLA, single steps",
+    "jax-loop": "XLA, a loop around the steps",
+    "onnx": "what a device runs",
+}
+"""What can train in a simulation."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """How a recipe is trained; a command's flags replace single values.
 
     Attributes:
-        algorithm: ``fedavg`` or ``fedsgd``.
+        algorithm: ``NAME`` or ``NAME:parameter=value,...``; see :mod:`covey.algorithms.registry`.
         cohort: devices whose updates make a round.
         epochs: E, passes over a device's examples in a round.
         batch_size: B; None is infinity: all of a device's examples in one batch.
         lr: the learning rate η; FedSGD applies it on the server.
-        server_lr: what FedAvg multiplies the mean update with.
+        server_lr: the learning rate of the server's step; None: the algorithm's default.
         optimizer: the devices' own: ``sgd``, ``momentum`` or ``adam``.
         max_steps: the most local steps in a round; None: what the epochs need.
         max_examples: the most examples that a device uses.
         partition: how the data are dealt out; None: the data set's own way.
         num_clients: how many devices there are; None: the data set's own number.
         compression: how updates are encoded: a spec of docs/compression.md.
-        trainer: ``jax`` or ``onnx``.
+        trainer: one of :data:`TRAINERS`.
         chunk_steps: steps in one call of the runtime, about a second of work.
         eval_batch_size: examples in one step of an evaluation.
     """
@@ -54,7 +63,7 @@ class Settings:
     epochs: int = 1
     batch_size: int | None = 10
     lr: float = 0.1
-    server_lr: float = 1.0
+    server_lr: float | None = None
     optimizer: str = "sgd"
     max_steps: int | None = None
     max_examples: int = 10_000

@@ -34,6 +34,7 @@ from covey.wire.messages import (
     BlobRef,
     PopulationDetails,
     Populations,
+    ReleaseWanted,
     TaskChange,
     TaskWanted,
     decode_message,
@@ -42,6 +43,8 @@ from covey.wire.messages import (
 __all__ = ["Admin", "load_or_make_token"]
 
 _TOKEN_BYTES = 32
+_OF_THE_DESK = ("candidate", "reference")
+"""Settings that only the release desk may give: it keeps the checkpoints that they name."""
 _ACTIONS = (Action.PAUSE, Action.RESUME, Action.CANCEL, Action.ROLL_BACK)
 
 
@@ -95,6 +98,7 @@ class Admin:
             Route(f"{population}/plans", self._guarded(self._store_plan), methods=["POST"]),
             Route(f"{population}/tasks", self._guarded(self._create), methods=["POST"]),
             Route(f"{population}/tasks/{{task}}", self._guarded(self._change), methods=["POST"]),
+            Route(f"{population}/releases", self._guarded(self._release), methods=["POST"]),
         ]
 
     def _guarded(self, handler: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
@@ -157,14 +161,19 @@ class Admin:
             lambda ticket: ChangeTask(ticket, name, change.action, change.round),
         )
 
+    async def _release(self, request: Request) -> Any:
+        wanted = decode_message(await small_body(request), ReleaseWanted)
+        return self._service.releasing.roll_back(wanted.version)
+
     def _settings(self, given: dict[str, Any]) -> TaskSettings:
         """Return a task's settings; its rounds go as ``server.toml`` says, but for what is the task's own, or given."""
         own = {"hyper": {}, "max_rounds": 0}
         rounds = {**msgspec.structs.asdict(self._config.round), **own, **_table(given.get("round", {}))}
         merged = {**given, "round": rounds}
         for table, kind in ((merged, TaskSettings), (rounds, RoundSettings)):
-            if unknown := set(table) - set(kind.__dataclass_fields__):
-                raise WireError("settings", expected=", ".join(kind.__dataclass_fields__), got=min(unknown)[:64])
+            known = [name for name in kind.__dataclass_fields__ if name not in _OF_THE_DESK]
+            if unknown := set(table) - set(known):
+                raise WireError("settings", expected=", ".join(known), got=min(unknown)[:64])
         try:
             return msgspec.convert(merged, TaskSettings)
         except msgspec.ValidationError as e:

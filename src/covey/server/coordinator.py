@@ -98,7 +98,8 @@ class Coordinator:
         self._wake_after_s = 0.0
         for task in self._book.tasks:
             if task.state is TaskState.RUNNING:
-                with contextlib.suppress(BudgetExhaustedError):  # its first round says so, and the others are served
+                # Its first round says so, and the others are served; a checkpoint that was measured may be gone.
+                with contextlib.suppress(BudgetExhaustedError, *(() if task.trains else (NotFoundError,))):
                     self._book.work(task.name)
 
     # What there is to see

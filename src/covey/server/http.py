@@ -79,16 +79,16 @@ def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRo
         session = request.path_params["session"]
         _own_mode(service, session, "plain")
         with service.metrics.reporting() as done:
-            return json_answer(done(await received(request, lambda ticket, body: ReportArrived(ticket, session, body))))
+            answer = received(request, lambda ticket, body: ReportArrived(ticket, session, body))
+            return json_answer(done(await answer))
 
     async def step(request: Request) -> Response:
         _authorize(service, gate, request)
         session, name = request.path_params["session"], _step(service, request)
         with service.metrics.reporting() as done:
             if name == "mask":  # as large as a model: it is read into one of the few buffers
-                return json_answer(
-                    await received(request, lambda ticket, body: StepArrived(ticket, session, name, body))
-                )
+                taken = received(request, lambda ticket, body: StepArrived(ticket, session, name, body))
+                return json_answer(await taken)
             data = await small_body(request, _content_length(request, service.max_body_bytes))
             answer = service.ask_aggregator(session, lambda ticket: StepArrived(ticket, session, name, data))
             return json_answer(done(await answer))

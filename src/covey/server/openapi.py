@@ -17,14 +17,26 @@ from covey.types.errors import (
     AlreadyCountedError,
     AttestationError,
     BlobHashError,
+    BudgetExhaustedError,
     BusyError,
+    CompressionSpecError,
     ConsistencyError,
     ContentEncodingError,
     CoveyError,
     EnrolmentError,
+    LayoutError,
+    MissingExtraError,
     NotFoundError,
+    PlanError,
+    PlanFormatError,
+    PlanHashError,
+    PlanOpError,
+    PlanSchemaError,
+    PlanSignatureError,
+    PrivacyError,
     PublicKeyError,
     RateLimitedError,
+    ReleaseRefusedError,
     RoundClosedError,
     SecAggError,
     SecAggMessageError,
@@ -33,6 +45,8 @@ from covey.types.errors import (
     StateError,
     StorageError,
     StorageFullError,
+    StorageLockedError,
+    TaskStateError,
     ThresholdError,
     TooLargeError,
     TooSlowError,
@@ -42,6 +56,7 @@ from covey.types.errors import (
     UpdateFormatError,
     UpdateNotFiniteError,
     UpdateRangeError,
+    UsageError,
     VersionError,
     WireError,
 )
@@ -50,15 +65,22 @@ from covey.wire.messages import (
     Abandon,
     Abandoned,
     Assignment,
+    BlobRef,
     CheckIn,
     ComeBack,
     Enroll,
     Enrolled,
     ErrorBody,
     Joined,
+    PopulationDetails,
+    Populations,
     PopulationStatus,
+    ReleaseWanted,
     Reported,
     Taken,
+    TaskChange,
+    TaskStatus,
+    TaskWanted,
 )
 
 __all__ = ["OPERATIONS", "Operation", "openapi_document"]
@@ -70,6 +92,8 @@ JSON = "application/json"
 
 DEVICE = "device"
 """The security scheme of devices: a bearer credential of ``POST /v1/enroll``."""
+ADMIN = "admin"
+"""That of administrators: the token in the server's directory. Neither takes the place of the other."""
 
 _ALWAYS: Errors = (WireError, NotFoundError, RateLimitedError, BusyError, CoveyError, StorageError)
 _BODY: Errors = (TooLargeError, TooSlowError, ContentEncodingError)
@@ -81,11 +105,18 @@ _SECURE: Errors = (
     ConsistencyError,
 )  # fmt: skip
 
+_PLAN: Errors = (
+    UsageError, PlanError, PlanFormatError, PlanHashError, PlanOpError, PlanSchemaError, PlanSignatureError,
+    CompressionSpecError, MissingExtraError, LayoutError,
+)  # fmt: skip
+_TASK: Errors = (UsageError, TaskStateError, PrivacyError, BudgetExhaustedError)
+
 _PARAMETERS: Mapping[str, dict[str, Any]] = {
     "session": {"type": "string", "description": "of an Assignment; unguessable"},
     "step": {"type": "string", "enum": list(ACTIVE_STEPS)},
     "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
     "population": {"type": "string"},
+    "task": {"type": "string"},
 }
 
 
@@ -97,8 +128,8 @@ class Operation:
         method: in capitals.
         path: with parameters in braces.
         summary: one line.
-        answers: for each status of success what comes back: message types, ``BINARY``, ``dict`` for any object, or
-            nothing.
+        answers: for each status that is no error what comes back: message types, ``BINARY``, ``dict`` for any object,
+            or nothing.
         errors: besides those that every route has.
         body: a message type, ``BINARY``, or None.
         security: the scheme, or None for a public route.
@@ -115,6 +146,8 @@ class Operation:
     query: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
+_ADMINISTERED = "/v1/admin/populations/{population}"
+_BLOB = {200: (BINARY,), 206: (BINARY,), 416: ()}
 _COUNT = {"type": "integer", "minimum": 0, "maximum": 999_999_999_999}
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -142,10 +175,11 @@ OPERATIONS: tuple[Operation, ...] = (
         (*_BODY, *_DEVICE, *_SESSION), body=Abandon, security=DEVICE,
     ),
     Operation(
-        "GET", "/v1/plans/{sha256}", "A plan's archive; immutable.", {200: (BINARY,)}, (*_DEVICE, BlobHashError)
+        "GET", "/v1/plans/{sha256}", "A plan's archive, or the rest of it; immutable.", _BLOB, (*_DEVICE, BlobHashError)
     ),
     Operation(
-        "GET", "/v1/checkpoints/{sha256}", "Packed tensors; immutable.", {200: (BINARY,)}, (*_DEVICE, BlobHashError)
+        "GET", "/v1/checkpoints/{sha256}", "Packed tensors, or the rest of them; immutable.", _BLOB,
+        (*_DEVICE, BlobHashError),
     ),
     Operation(
         "GET", "/v1/populations/{population}", "The public state of a population.", {200: (PopulationStatus,)},
@@ -157,6 +191,29 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET", "/v1/populations/{population}/releases", "Every release, and every candidate with its verdict.",
         {200: (ReleaseHistory,)},
+    ),
+    Operation(
+        "GET", "/v1/admin/populations", "What this server serves.", {200: (Populations,)}, _DEVICE, security=ADMIN
+    ),
+    Operation(
+        "GET", _ADMINISTERED, "How a population and its tasks stand.", {200: (PopulationDetails,)}, _DEVICE,
+        security=ADMIN,
+    ),
+    Operation(
+        "POST", f"{_ADMINISTERED}/plans", "Store a plan that the owner signed.", {200: (BlobRef,)},
+        (*_DEVICE, *_BODY, *_PLAN), body=BINARY, security=ADMIN, query={"signature": {"type": "string"}},
+    ),
+    Operation(
+        "POST", f"{_ADMINISTERED}/tasks", "Create a task.", {200: (TaskStatus,)}, (*_DEVICE, *_BODY, *_PLAN, *_TASK),
+        body=TaskWanted, security=ADMIN,
+    ),
+    Operation(
+        "POST", f"{_ADMINISTERED}/tasks/{{task}}", "Pause, resume, cancel or roll back a task.", {200: (TaskStatus,)},
+        (*_DEVICE, *_BODY, *_TASK), body=TaskChange, security=ADMIN,
+    ),
+    Operation(
+        "POST", f"{_ADMINISTERED}/releases", "Publish an earlier release again, as a new version.", {200: (Release,)},
+        (*_DEVICE, *_BODY, ReleaseRefusedError, UsageError), body=ReleaseWanted, security=ADMIN,
     ),
     Operation("GET", "/healthz", "Whether the server works.", {200: (Health,)}, (UnhealthyError,)),
     Operation("GET", "/v1/openapi.json", "This document.", {200: (dict,)}),
@@ -213,7 +270,7 @@ def _operation(o: Operation) -> dict[str, Any]:
 
 def _answer(kinds: tuple[Any, ...]) -> dict[str, Any]:
     if not kinds:
-        return {"description": "nothing yet: ask again"}
+        return {"description": "no content: nothing yet, or nothing from there on"}
     return {"description": "success", "content": _content(kinds)}
 
 
@@ -236,8 +293,8 @@ def _failures(errors: Errors) -> dict[str, Any]:
     by_status: dict[int, set[str]] = {405: {WireError.code}}
     for kind in errors:
         by_status.setdefault(500 if kind is CoveyError else kind.http_status, set()).add(kind.code)
-    if StorageError in errors:
-        by_status.setdefault(StorageFullError.http_status, set()).add(StorageFullError.code)
+    for kind in (StorageFullError, StorageLockedError):
+        by_status.setdefault(kind.http_status, set()).add(kind.code)
     return {
         str(status): {
             "description": f"an error: {', '.join(sorted(codes))}",

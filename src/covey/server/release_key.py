@@ -16,9 +16,9 @@ from covey.plans.release import Delegation, decode_delegation, verify_delegation
 from covey.plans.signing import load_private_key, load_public_key
 from covey.types.errors import ReleaseRefusedError
 
-__all__ = ["DELEGATION_FILE", "KEY_FILE", "OWNER_FILE", "ReleaseKey", "Signer"]
+__all__ = ["DELEGATION_FILE", "KEY_FILE", "ReleaseKey", "Signer"]
 
-KEY_FILE, DELEGATION_FILE, OWNER_FILE = "release.key", "delegation.json", "owner.pub"
+KEY_FILE, DELEGATION_FILE = "release.key", "delegation.json"
 
 READY = "on"
 
@@ -35,8 +35,9 @@ class Signer:
 class ReleaseKey:
     """The files of a server's directory, read when they are needed: the delegation may be renewed at any time."""
 
-    def __init__(self, directory: Path | None, population: str) -> None:
+    def __init__(self, directory: Path | None, population: str, owner_file: str = "owner.pub") -> None:
         """Look into ``directory``; files that are not there, or no directory, mean that nothing is released."""
+        self._owner_file = owner_file
         self._directory = directory
         self._population = population
 
@@ -49,7 +50,7 @@ class ReleaseKey:
         Raises:
             UsageError: a file that holds no key.
         """
-        secret, word, owner = (self._read(n) for n in (KEY_FILE, DELEGATION_FILE, OWNER_FILE))
+        secret, word, owner = (self._read(n) for n in (KEY_FILE, DELEGATION_FILE, self._owner_file))
         if secret is None:
             return Signer("no_release_key")
         if word is None:
@@ -64,7 +65,7 @@ class ReleaseKey:
             or delegation.release_key != key.public_key().public_bytes_raw().hex()
         ):
             return Signer("delegation_refused")
-        if owner is not None and not self._holds(load_public_key(owner, OWNER_FILE), delegation):
+        if owner is not None and not self._holds(load_public_key(owner, self._owner_file), delegation):
             return Signer("delegation_refused")
         if now_s >= delegation.expires_at:
             return Signer("delegation_expired")

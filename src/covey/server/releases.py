@@ -32,11 +32,12 @@ class ReleaseHistory(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An evaluation to make: of the candidate's checkpoint beside that of the present release."""
+    """An evaluation to make: of the candidate's checkpoint beside that of the present release, which has a version."""
 
     round: int
     checkpoint: str
     reference: str
+    version: int
 
 
 class ReleaseDesk:
@@ -124,7 +125,8 @@ class ReleaseDesk:
     def _waited_for(self) -> Wanted | None:
         if self._pending is None or self._newest is None:
             return None
-        return Wanted(self._pending.round, self._pending.checkpoint, self._newest.checkpoint)
+        newest = self._newest
+        return Wanted(self._pending.round, self._pending.checkpoint, newest.checkpoint, newest.version)
 
     def evaluated(self, wanted: Wanted, means: Mapping[str, float], now_s: float) -> CandidateSummary | None:
         """Take the metrics of a committed evaluation round; return the verdict, or None if it came too late."""

@@ -1,6 +1,6 @@
 """What drives the release desk beside the rounds: it listens to them, and asks for an evaluation task when one is due.
 
-The evaluation of a candidate is a task of its own, ``release-ROUND``: one round of the evaluation plan over the
+The evaluation of a candidate is a task of its own, ``release-ROUND-VERSION``: one round of the evaluation plan over the
 candidate's checkpoint, compared with the present release's. Nothing here can stop a round: what fails is told and tried
 again after the next one.
 """
@@ -14,13 +14,14 @@ import msgspec
 
 from covey.plans.manifest import Manifest
 from covey.plans.plan import unpack_plan
+from covey.plans.release import Release
 from covey.server.config import ServerConfig
 from covey.server.logs import event
 from covey.server.messages import ChangeTask, CreateTask
 from covey.server.metrics import Metrics
 from covey.server.population import check_signature
 from covey.server.promotion import ReleaseSettings
-from covey.server.release_key import OWNER_FILE, ReleaseKey
+from covey.server.release_key import ReleaseKey
 from covey.server.releases import ReleaseDesk, Wanted
 from covey.server.settings import RoundSettings, TaskSettings, encode_settings
 from covey.server.tasks import EVALUATE, TRAIN, Action, TaskState
@@ -29,6 +30,8 @@ from covey.types.errors import CoveyError, StorageError, UsageError
 from covey.wire.messages import CandidateSummary, RoundSummary
 
 __all__ = ["EvaluationPlan", "Releasing", "load_evaluation"]
+
+_PREFIX = "release-"
 
 Refused = Callable[[CoveyError], None]
 Administer = Callable[[CreateTask | ChangeTask, Refused], None]
@@ -63,7 +66,7 @@ def load_evaluation(storage: Storage, directory: Path, config: ServerConfig) -> 
         raise UsageError(
             f"file {directory / config.release.signature}", expected="the owner's signature", got="none", hint=_MAKE
         ) from e
-    if (directory / OWNER_FILE).exists():
+    if (directory / config.owner_key).exists():
         check_signature(directory, config, plan.hash, signature)
     return EvaluationPlan(plan=storage.put_blob(data), signature=signature, metric=phase.compares)
 
@@ -105,7 +108,7 @@ class Releasing:
         self._now_s = now_s
         self._plan = load_evaluation(storage, directory, config) if directory else None
         self._told_state = "on"
-        key = ReleaseKey(directory, config.population)
+        key = ReleaseKey(directory, config.population, config.owner_key)
         key.signer(now_s())  # a file that holds no key is told at the start
         metric = self._plan.metric if self._plan else None
         self.desk = ReleaseDesk(config.population, self._plan_of, storage, settings, key.signer, metric=metric)
@@ -117,6 +120,13 @@ class Releasing:
     def round_ended(self, row: RoundSummary) -> None:
         """Take the row of a round that ended: a training may make a candidate, an evaluation decides about one."""
         self._quietly(lambda: self._take(row))
+
+    def roll_back(self, version: int) -> Release:
+        """Publish an earlier release again; see :meth:`ReleaseDesk.roll_back`, which may raise."""
+        made = self.desk.roll_back(version, self._now_s())
+        event(logging.INFO, "release rolled back", version=made.version, rollback_of=version)
+        self._quietly(lambda: None)
+        return made
 
     def _quietly(self, act: Callable[[], None]) -> None:
         """Let nothing that fails here stop a round: it is told, and tried again after the next one."""
@@ -144,10 +154,13 @@ class Releasing:
     def _ask(self) -> None:
         """Ask for the evaluation task that the desk waits for; if it is over already, take what it led to."""
         wanted = self.desk.wanted(self._now_s())
+        name = _task_name(wanted) if wanted else ""
+        tasks = [t for t in self._storage.tasks(self._population) if t.kind == EVALUATE and t.name.startswith(_PREFIX)]
+        for stale in (t for t in tasks if t.name != name and TaskState(t.state).live):  # a roll-back came between
+            self._administer(ChangeTask("", stale.name, Action.CANCEL.value), _not_done)
         if wanted is None or self._plan is None:
             return
-        name = _task_name(wanted)
-        found = next((t for t in self._storage.tasks(self._population) if t.name == name), None)
+        found = next((t for t in tasks if t.name == name), None)
         if found is None:
             self._administer(CreateTask("", self._task(name, wanted, self._plan)), lambda e: self._refused(wanted, e))
         elif not TaskState(found.state).live:
@@ -204,7 +217,7 @@ def _not_done(error: CoveyError) -> None:
 
 
 def _task_name(wanted: Wanted) -> str:
-    return f"release-{wanted.round}"
+    return f"{_PREFIX}{wanted.round}-{wanted.version}"
 
 
 _MAKE = "`covey plan evaluation` makes one"

@@ -55,6 +55,7 @@ def serve(
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(logging_to(config.log_format, config.log_level))
+        stack.callback(event, logging.INFO, "stopped")
         listener = stack.enter_context(listen(config.host, config.port))
         authority = directory / "authority"
         ensure_authority(authority)
@@ -71,12 +72,11 @@ def serve(
         admin = Admin(service, storage, directory, config, token)
         app = create_app(service, Gate.of(config, service.credentials, directory), admin.routes())
         serving = tls_config(app, authority, config.limits)
+        stack.enter_context(serve_metrics(service.metrics, config.metrics_port))
         server = TlsServer(
             serving, on_ready=lambda: _begun(ready, service, on_ready), on_stop=lambda: _stopping(service)
         )
-        stack.enter_context(serve_metrics(service.metrics, config.metrics_port))
         server.run(sockets=[listener])
-        event(logging.INFO, "stopped")
 
 
 def _begun(ready: Listening, service: Service, on_ready: Callable[[Listening], None]) -> None:

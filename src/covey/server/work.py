@@ -19,7 +19,7 @@ from covey.server.private import PrivateSums
 from covey.server.settings import check_schedule, check_settings
 from covey.server.tasks import Task
 from covey.storage.interface import PopulationRecord, Storage, decode_named, encode_named
-from covey.types.errors import UsageError
+from covey.types.errors import AsynchronousError, UsageError
 from covey.types.segments import SegmentSum
 from covey.types.tensors import Tensors, pack_tensors, packed_num_bytes, sha256_hex, unpack_tensors
 from covey.wire.messages import BlobRef, RoundSummary
@@ -97,6 +97,7 @@ class Training:
 
         Raises:
             UsageError: settings that cannot work with the plan, or a plan of another model.
+            AsynchronousError: a plan whose algorithm has no rounds.
             PrivacyError: noise that cannot be; BudgetExhaustedError where the population has spent what it may.
         """
         check_settings(task.settings.round, manifest)
@@ -106,6 +107,11 @@ class Training:
         self.plan = plan_ref(task, storage)
         self._storage = storage
         self._algorithm = server_half(manifest.algorithm.name, manifest.algorithm.settings)
+        if self._algorithm.asynchronous:
+            raise AsynchronousError(
+                f"algorithm {self._algorithm.name}", expected="one that works in rounds", got="an asynchronous one",
+                hint="covey simulate runs it; a deployment needs another algorithm",
+            )  # fmt: skip
         self._record = _population(task, storage)
         packed = storage.blob(self._record.checkpoint)
         if len(packed) != (needed := packed_num_bytes(manifest.params)):

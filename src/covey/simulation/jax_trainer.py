@@ -5,14 +5,14 @@ order in which floats are added. XLA compiles a loop around models without convo
 are an order of magnitude slower inside a loop on a CPU, single steps for models with them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from covey.device.batches import Chunk, checked_examples, make_chunks, num_distinct, num_steps
-from covey.device.trainer import LocalResult, TrainingJob, TrainingStopped, hyper_values, never, result_of
+from covey.device.trainer import LocalResult, TrainingJob, TrainingStopped, all_shared, hyper_values, never, result_of
 from covey.plans.lowering.programs import Programs, prefixed
 from covey.plans.task import Local, Task
 from covey.types.errors import TrainingError
@@ -25,43 +25,45 @@ _TOTALS = ("examples", "loss", "weight")
 
 
 class JaxTrainer:
-    """Trains jobs of one task under one local half; see :class:`covey.device.trainer.Trainer`.
+    """Trains jobs of one task under one algorithm's device half; see :class:`covey.device.trainer.Trainer`.
 
     Each shape of a batch is compiled once. Law: equal jobs and examples give equal bits on one machine with one
     version of JAX and as many threads.
     """
 
-    def __init__(self, task: Task, local: Local) -> None:
-        self._programs = Programs(task, local)
-        self._begin = jax.jit(self._programs.begin)
-        self._finish = jax.jit(self._programs.finish)
-        # The carry is given away: without that, every step would copy the parameters.
-        self._step = jax.jit(self._programs.step_taken, donate_argnums=0)
-        self._loop = jax.jit(self._steps, donate_argnums=0)
-        self._stepwise: bool | None = None
+    def __init__(self, task: Task, local: Local | Sequence[Local], *, stepwise: bool | None = None) -> None:
+        """Make a trainer.
+
+        Args:
+            task: the model and its loss.
+            local: the device half of the algorithm's one phase, or of each.
+            stepwise: compile single steps (True) or a loop around them (False); None: steps for models that convolve.
+        """
+        halves = (local,) if isinstance(local, Local) else tuple(local)
+        self._phases = tuple(_Compiled(Programs(task, half), stepwise) for half in halves)
 
     def run(self, job: TrainingJob, examples: Tensors, should_stop: Callable[[], bool] = never) -> LocalResult:
         """Run ``job`` over ``examples``; errors are those of :meth:`covey.device.trainer.OnnxTrainer.run`."""
         manifest = job.plan.manifest
-        phase = manifest.phases[job.phase]
+        phase, compiled = manifest.phases[job.phase], self._phases[job.phase]
         usable = checked_examples(
             examples, manifest.examples.fields, at_least=manifest.min_examples, at_most=manifest.max_examples
         )
-        params, shared = prefixed("params", job.params), prefixed("shared", job.shared)
+        params, shared = prefixed("params", job.params), prefixed("shared", all_shared(job))
         hyper = {k: np.float32(v) for k, v in hyper_values(manifest, job.hyper).items()}
-        constant = {**shared, **prefixed("hyper", hyper), "key": key_words(job.seed, "dropout")}
-        if phase.graph == "gradient":
-            constant |= params
-        carry = dict(self._begin({**params, **shared}))
+        # Handed to the engine once, not with every call; parameters that no step reads are dropped by it.
+        constant = jax.device_put(
+            {**params, **shared, **prefixed("hyper", hyper), "key": key_words(job.seed, "dropout")}
+        )
+        carry = dict(compiled.begin({**params, **shared}))
         carry |= {f"metrics.{k}": np.float32(0) for k in manifest.metrics}
         carry["step"] = np.uint32(0)
-        constant = jax.device_put(constant)  # handed to the engine once, not with every call
         count = len(next(iter(usable.values())))
         steps = 0
         for chunk in make_chunks(usable, phase, seed=job.seed):
             if should_stop():
                 raise TrainingStopped
-            carry = self._train(carry, constant, chunk, phase.chunk_steps)
+            carry = compiled.train(carry, constant, chunk, phase.chunk_steps)
             steps += chunk.num_steps
             if not np.isfinite(carry["metrics.loss"]):
                 raise TrainingError(
@@ -74,11 +76,25 @@ class JaxTrainer:
         totals = {k: float(carry[f"metrics.{k}"]) for k in manifest.metrics}
         state = {k: v for k, v in carry.items() if k.startswith("state.")}
         ends = {f"totals.{k}": carry[f"metrics.{k}"] for k in _TOTALS}
-        outputs = {k: np.asarray(v) for k, v in self._finish({**state, **params, **shared, **ends}).items()}
+        outputs = {k: np.asarray(v) for k, v in compiled.finish({**state, **params, **shared, **ends}).items()}
         used = num_distinct(count, phase)
         return result_of(manifest, job.phase, outputs, totals, num_examples=used, num_steps=steps)
 
-    def _train(self, carry: dict[str, Any], constant: Mapping[str, Any], chunk: Chunk, room: int) -> dict[str, Any]:
+
+class _Compiled:
+    """The programs of one phase, compiled."""
+
+    def __init__(self, programs: Programs, stepwise: bool | None) -> None:
+        self._programs = programs
+        self.begin = jax.jit(programs.begin)
+        self.finish = jax.jit(programs.finish)
+        # The carry is given away: without that, every step would copy the parameters.
+        self._step = jax.jit(programs.step_taken, donate_argnums=0)
+        self._loop = jax.jit(self._steps, donate_argnums=0)
+        self._stepwise = stepwise
+
+    def train(self, carry: dict[str, Any], constant: Mapping[str, Any], chunk: Chunk, room: int) -> dict[str, Any]:
+        """Take a chunk's steps; ``room`` is the longest chunk's number of them."""
         if self._stepwise is None:
             x = {**prefixed("batch", {k: v[0] for k, v in chunk.batch.items()}), "mask": chunk.mask[0]}
             self._stepwise = has_convolution(jax.make_jaxpr(self._programs.step_taken)(carry, constant, x).jaxpr)

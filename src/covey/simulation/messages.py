@@ -1,13 +1,23 @@
 """What a simulation and its worker processes tell each other, besides the server's own messages."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from covey.recipes.recipe import Settings
 from covey.types.errors import CoveyError
 from covey.wire.messages import Assignment
 
-__all__ = ["Blobs", "Crashed", "Ended", "Evaluate", "Failed", "POPULATION", "RunSession", "Setup"]
+__all__ = [
+    "Blobs",
+    "Crashed",
+    "Ended",
+    "Evaluate",
+    "EvaluateDevice",
+    "Failed",
+    "POPULATION",
+    "RunSession",
+    "Setup",
+]
 
 POPULATION = "simulation"
 """The one population of a simulation."""
@@ -23,6 +33,7 @@ class Setup:
         seed: of the run.
         plan: the plan's archive.
         owner_key: raw bytes of the key that signed it.
+        states: the folder of what devices keep for themselves.
     """
 
     source: str
@@ -30,32 +41,50 @@ class Setup:
     seed: int
     plan: bytes
     owner_key: bytes
+    states: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Blobs:
-    """Blobs of a round, by hash: what a device would download."""
+    """New blobs, by hash, that devices may download from now on; all but these and those of ``keep`` go."""
 
     blobs: Mapping[str, bytes]
+    keep: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class RunSession:
-    """One device's part in a round: its number in the data set, and what it was assigned."""
+    """One device's part in a round: its number in the data set, and what it was assigned.
+
+    ``staleness``: how many moves of the model ago it began, in asynchronous aggregation.
+    """
 
     device: int
     assignment: Assignment
+    staleness: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a session ended: ``code`` is empty where the update was counted, else the reason that it was not."""
+    """How a session ended: ``code`` is empty where the update was counted, else the reason that it was not.
+
+    ``traffic`` says what the bytes were, as ``up: model`` or ``down: checkpoint``.
+    """
 
     code: str = ""
     message: str = ""
     num_steps: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
+    traffic: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def bytes_up(self) -> int:
+        """Bytes of the report."""
+        return sum(n for k, n in self.traffic.items() if k.startswith("up"))
+
+    @property
+    def bytes_down(self) -> int:
+        """Bytes of what was downloaded, the plan excepted."""
+        return sum(n for k, n in self.traffic.items() if k.startswith("down"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +94,14 @@ class Evaluate:
     params: bytes
     start: int
     stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateDevice:
+    """Evaluate a packed checkpoint on one device's own examples: those held out, or where it has none, all."""
+
+    params: bytes
+    device: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,15 @@
-"""How the devices of a simulation behave in virtual time: how fast they are, and how often one does not finish.
+"""How the devices of a simulation behave in virtual time: when they are there, how fast, and how often one gives up.
 
-Off by default: every device takes one virtual second and none drops out, so that a learning curve shows the algorithm
-alone. What a device does depends on the seed, on the device and on the round, never on the order of use.
+Off by default: every device is always there, takes one virtual second and never drops out, so that a learning curve
+shows the algorithm alone. What a device does depends on the seed, on the device and on the round, never on the order of
+use.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from covey.simulation.availability import Availability, parse_availability
 from covey.types.errors import UsageError
 from covey.types.rng import generator
 
@@ -16,18 +18,21 @@ __all__ = ["DevicePopulation"]
 
 @dataclass(frozen=True, slots=True)
 class DevicePopulation:
-    """Who takes how long, and who drops out.
+    """Who is there when, who takes how long, and who drops out.
 
     Attributes:
         dropout: the probability that a selected device gives up during a round.
         speed_spread: standard deviation of the logarithm of the devices' speeds; 0: all are equally fast. With 0.5,
             one device in six is more than 1.6 times slower than the median.
         seconds_per_step: what the median device needs for a step; 0: a session takes one second, whatever it does.
+        availability: a trace; see :mod:`covey.simulation.availability`. A device whose time ends during a session gives
+            up.
     """
 
     dropout: float = 0.0
     speed_spread: float = 0.0
     seconds_per_step: float = 0.0
+    availability: str = "always"
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout < 1:
@@ -38,6 +43,12 @@ class DevicePopulation:
                 expected="a spread from 0 to 5 and seconds of at least 0",
                 got=f"{self.speed_spread:g}, {self.seconds_per_step:g}",
             )
+        parse_availability(self.availability)
+
+    @property
+    def times(self) -> Availability:
+        """The parsed trace."""
+        return parse_availability(self.availability)
 
     def session_s(self, seed: int, device: int, num_steps: int) -> float:
         """Return how long a device takes for ``num_steps`` steps, in virtual seconds."""

@@ -16,7 +16,8 @@ class RoundRow(msgspec.Struct, frozen=True, kw_only=True):
     """One committed round.
 
     ``accuracy`` is a fraction of the held-out predictions and ``loss`` their mean, None where the round was not
-    evaluated (or the task counts no ``correct``); bytes are payloads, ``seconds`` the time that passed.
+    evaluated (or the task counts no ``correct``); bytes are payloads, ``seconds`` the time that passed, and ``at_s``
+    the virtual time at which the round was committed.
     """
 
     round: int
@@ -28,6 +29,7 @@ class RoundRow(msgspec.Struct, frozen=True, kw_only=True):
     reported: int
     lost: int
     seconds: float
+    at_s: float = 0.0
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +51,11 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
         seconds: from the command to the end.
         bytes_up: of all rounds.
         bytes_down: of all rounds.
+        target_bytes: bytes up and down until then, interpolated; target_s: virtual seconds.
+        traffic: what the bytes were: ``up: model``, ``down: plan`` and so on.
+        device_accuracy: of the last model on single devices' own examples; empty unless it was asked for.
+        device_examples: which those were: ``held out`` or ``training``.
+        stopped: why the run ended early, where it was told to go on although training diverged; empty: it did not.
         privacy: what was promised, with its assumptions, or None. A simulation's noise is seeded: never private.
     """
 
@@ -68,6 +75,12 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     bytes_up: int
     bytes_down: int
     privacy: Guarantee | None = None
+    target_bytes: float | None = None
+    target_s: float | None = None
+    traffic: dict[str, int] = {}
+    device_accuracy: list[float] = []
+    device_examples: str = ""
+    stopped: str = ""
 
 
 def accuracy_and_loss(sums: Mapping[str, float]) -> tuple[float | None, float | None]:

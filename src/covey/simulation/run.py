@@ -2,35 +2,45 @@
 
 import contextlib
 import dataclasses
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
-from covey.data.dataset import FederatedDataset
-from covey.device.files import storage_errors
+from covey.algorithms.registry import parse_algorithm
+from covey.data.dataset import FederatedDataset, sizes_of
 from covey.plans.manifest import PrivacyTerms
 from covey.privacy.guarantee import Guarantee
 from covey.privacy.spec import is_noised
 from covey.recipes.prepare import Prepared, prepare
-from covey.recipes.recipe import Recipe, Settings, load_recipe
-from covey.server.coordinator import RoundSettings
+from covey.recipes.recipe import TRAINERS, Recipe, Settings, load_recipe
+from covey.server.settings import RoundSettings
+from covey.simulation.asynchronous import AsynchronousFederation
+from covey.simulation.divergence import Watch
+from covey.simulation.evaluation import Evaluation
 from covey.simulation.federation import Federation, owner_key, public_bytes
-from covey.simulation.messages import Evaluate, Setup
+from covey.simulation.fleet import Fleet
+from covey.simulation.messages import Setup
 from covey.simulation.pool import WorkerPool, available_cores
 from covey.simulation.population import DevicePopulation
 from covey.simulation.promise import Promise, promised
-from covey.simulation.report import RoundRow, RunReport, accuracy_and_loss, versions
+from covey.simulation.report import RoundRow, RunReport, versions
+from covey.simulation.rundir import RunConfig, RunDir
 from covey.simulation.target import target_round
-from covey.types.errors import UsageError
+from covey.types.errors import ResumeError, TrainingError, UsageError
 from covey.types.tensors import sha256_hex
 
 __all__ = ["Progress", "SimulationOptions", "simulate"]
 
-_NUM_PIECES = 16
 _MOST_ROUNDS_TO_TARGET = 2000
 _DEFAULT_ROUNDS = 10
+_A_DAY_S = 86_400.0
+_BUSY_FOR_EACH_IN_BUFFER = 4
+
+AnyFederation = Federation | AsynchronousFederation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,9 +54,13 @@ class SimulationOptions:
         workers: processes; None: one for each core. It changes the speed and no bit of the result.
         eval_every: evaluate every so many rounds, and after the last.
         over_selection: how many times the cohort is selected.
-        population: how fast devices are, and how often one drops out.
+        report_timeout_s: virtual seconds that devices have for a round; whoever takes longer is not counted.
+        population: when devices are there, how fast they are, and how often one drops out.
         privacy: a SPEC of differential privacy, as ``docs/privacy.md`` describes; None: none.
         out: a folder for the plan, the rounds, the last checkpoint and the report; None: nothing is written.
+        resume: go on with the run in ``out`` instead of beginning one there.
+        allow_divergence: go on where training diverges, as long as any round can be committed.
+        device_accuracy: evaluate the last model on single devices' own examples too.
     """
 
     rounds: int | None = None
@@ -55,9 +69,26 @@ class SimulationOptions:
     workers: int | None = None
     eval_every: int = 1
     over_selection: float = 1.0
+    report_timeout_s: float = 600.0
     population: DevicePopulation = dataclasses.field(default_factory=DevicePopulation)
     privacy: str | None = None
     out: Path | None = None
+    resume: bool = False
+    allow_divergence: bool = False
+    device_accuracy: bool = False
+
+    @property
+    def last(self) -> int:
+        """The number of the last round."""
+        if self.rounds is not None:
+            return self.rounds
+        return _DEFAULT_ROUNDS if self.target is None else _MOST_ROUNDS_TO_TARGET
+
+    def deciding(self) -> dict[str, Any]:
+        """Return what decides the bits of a run, by name."""
+        kept = ("seed", "eval_every", "over_selection", "report_timeout_s", "privacy")
+        out = {name: getattr(self, name) for name in kept} | dataclasses.asdict(self.population)
+        return out | ({"rounds": self.last} if self.privacy is not None else {})
 
 
 class Progress:
@@ -79,6 +110,19 @@ class Progress:
         """Note a committed round, evaluated if it was its turn."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What every part of a run needs to know."""
+
+    source: str
+    settings: Settings
+    options: SimulationOptions
+    dataset: FederatedDataset
+    rounds: RoundSettings
+    prepared: Prepared
+    promise: Promise | None
+
+
 def simulate(
     source: str,
     settings: Settings | None = None,
@@ -98,102 +142,127 @@ def simulate(
         DatasetMissingError: the recipe's data are not on this machine.
         PlanBuildError: the recipe's task cannot become a plan.
         PrivacyError: a promise that cannot be kept, or beyond its budget.
+        ResumeError: nothing to resume, or a run of another configuration.
         TrainingError: training diverged; names the round and the cause.
     """
     started_s = time.monotonic()
     options, progress = options or SimulationOptions(), progress or Progress()
     recipe = load_recipe(source)
-    settings = settings or recipe.settings
+    run = _prepared(recipe, source, settings or recipe.settings, options, progress)
+    num_workers = available_cores() if options.workers is None else options.workers
+    num_workers = min(num_workers, run.rounds.num_selected)
+    with _run_dir(run) as (run_dir, states):
+        setup = Setup(
+            source,
+            dataclasses.replace(_built_with(recipe, run.settings), trainer=run.settings.trainer),
+            options.seed,
+            run.prepared.plan_bytes,
+            public_bytes(owner_key(options.seed)),
+            str(states),
+        )
+        with WorkerPool(num_workers, setup) as pool:
+            progress.starting(len(run.dataset.client_ids), num_workers, run.prepared)
+            evaluation = Evaluation(pool, run.dataset, run.prepared.plan.manifest.eval_batch_size)
+            pool.ready()
+            fleet = Fleet(
+                sizes_of(run.dataset), options.population, seed=options.seed, plan_bytes=len(run.prepared.plan_bytes)
+            )
+            federation = _federation(run, fleet, pool, run_dir, progress)
+            stopped = _play(run, federation, evaluation, run_dir, progress, started_s)
+            report = _report(run, federation, fleet, evaluation, run_dir, stopped, started_s)
+            run_dir.finish(report, federation.checkpoint)
+    return report
+
+
+def _prepared(recipe: Recipe, source: str, settings: Settings, options: SimulationOptions, progress: Progress) -> _Run:
+    parse_algorithm(settings.algorithm)
     dataset = recipe.data(settings, options.seed)
-    rounds = _rounds(settings, options, len(dataset.client_ids))
+    num_devices = len(dataset.client_ids)
+    rounds = _rounds(settings, options, num_devices)
     terms = PrivacyTerms(min_cohort=1, n_max=max(10_000, rounds.num_selected))
     built = _built_with(recipe, settings)
     prepared = prepare(
         recipe, source, built, terms, dataset,
         seed=options.seed, noised=is_noised(options.privacy), on_build=progress.building,
     )  # fmt: skip
-    num_devices = len(dataset.client_ids)
-    prepared, promise = promised(prepared, options.privacy, rounds, _num_rounds(options), num_devices)
+    prepared, promise = promised(prepared, options.privacy, rounds, options.last, num_devices)
     if promise is not None:
         progress.promised(promise.before())
-    if settings.algorithm == "fedavg":
+        if options.resume and promise.mechanism.kind == "tree":
+            raise ResumeError(
+                f"--resume {options.out}", expected="noise that is drawn anew each round", got="noise of a tree",
+                hint="a tree's nodes live in memory only: run it in one piece",
+            )  # fmt: skip
+    if any(h.name == "lr" for h in prepared.plan.manifest.hyper):
         rounds = dataclasses.replace(rounds, hyper={"lr": settings.lr})
-    num_workers = available_cores() if options.workers is None else options.workers
-    num_workers = min(num_workers, rounds.num_selected)
-    key = public_bytes(owner_key(options.seed))
-    setup = Setup(source, dataclasses.replace(built, trainer=settings.trainer), options.seed, prepared.plan_bytes, key)
-    with WorkerPool(num_workers, setup) as pool, contextlib.closing(_RunDir(options.out, prepared)) as run_dir:
-        progress.starting(len(dataset.client_ids), num_workers, prepared)
-        held_out = _pieces(dataset, prepared.plan.manifest.eval_batch_size)
-        pool.ready()
-        federation = Federation(
-            prepared.plan,
-            prepared.plan_bytes,
-            prepared.checkpoint,
-            [dataset.num_examples(c) for c in dataset.client_ids],
-            rounds,
-            pool,
-            seed=options.seed,
-            population=options.population,
-            on_session=progress.session,
-        )
-        rows = _run(federation, pool, options, held_out, progress, run_dir, started_s)
-        report = _report(source, settings, options, prepared, federation, rows, started_s, promise)
-        run_dir.finish(report, federation.checkpoint)
-    return report
+    return _Run(source, settings, options, dataset, rounds, prepared, promise)
 
 
-def _report(
-    source: str,
-    settings: Settings,
-    options: SimulationOptions,
-    prepared: Prepared,
-    federation: Federation,
-    rows: list[RoundRow],
-    started_s: float,
-    promise: Promise | None,
-) -> RunReport:
-    evaluated = [(r.round, r.accuracy) for r in rows if r.accuracy is not None]
-    reached = None
-    if options.target is not None:
-        reached = target_round([n for n, _ in evaluated], [a for _, a in evaluated], options.target)
-    return RunReport(
-        recipe=source,
-        algorithm=settings.algorithm,
-        seed=options.seed,
-        mode=prepared.plan.manifest.privacy.mode,
-        settings=dataclasses.asdict(settings),
-        versions=versions(),
-        plan=prepared.plan.hash,
-        checkpoint=sha256_hex(federation.checkpoint),
-        rounds=rows,
-        target=options.target,
-        target_round=reached,
-        client_steps=federation.num_steps,
-        seconds=time.monotonic() - started_s,
-        bytes_up=sum(r.bytes_up for r in rows),
-        bytes_down=sum(r.bytes_down for r in rows),
-        privacy=None if promise is None else promise.after(federation.storage),
+@contextlib.contextmanager
+def _run_dir(run: _Run) -> Iterator[tuple[RunDir, Path]]:
+    """Open the run's folder, and one for what devices keep; whatever happens, the newest snapshot is written."""
+    options, prepared = run.options, run.prepared
+    config = RunConfig.of(
+        run.source,
+        dataclasses.asdict(run.settings),
+        options.deciding(),
+        prepared.plan.hash,
+        {"rounds": options.rounds, "target": options.target},
     )
+    run_dir = RunDir(options.out, config, prepared.plan_bytes, resume=options.resume)
+    with tempfile.TemporaryDirectory(prefix="covey-") as temporary:
+        try:
+            own = run_dir.states if _keeps_state(prepared) else None
+            yield run_dir, own or Path(temporary)
+        finally:
+            run_dir.save()
 
 
-def _run(
-    federation: Federation,
-    pool: WorkerPool,
-    options: SimulationOptions,
-    held_out: list[tuple[int, int]],
-    progress: Progress,
-    run_dir: "_RunDir",
-    started_s: float,
-) -> list[RoundRow]:
-    rows: list[RoundRow] = []
-    last = _num_rounds(options)
+def _keeps_state(prepared: Prepared) -> bool:
+    return any(p.kept for p in prepared.plan.manifest.phases)
+
+
+def _federation(run: _Run, fleet: Fleet, pool: WorkerPool, run_dir: RunDir, progress: Progress) -> AnyFederation:
+    prepared, options = run.prepared, run.options
+    common: dict[str, Any] = {
+        "seed": options.seed,
+        "on_session": progress.session,
+        "resumed": run_dir.snapshot,
+        "lenient": options.allow_divergence,
+    }
+    if run_dir.snapshot is not None:
+        before = run_dir.snapshot
+        fleet.restore(before.plan_holders, before.num_steps, before.traffic)
+    where = (prepared.plan, prepared.plan_bytes, prepared.checkpoint, fleet, run.rounds, pool)
+    choice = parse_algorithm(run.settings.algorithm)
+    if choice.name != "fedbuff":
+        return Federation(*where, **common)
+    busy = int(choice.parameters["concurrency"]) or _BUSY_FOR_EACH_IN_BUFFER * run.rounds.goal
+    return AsynchronousFederation(*where, concurrency=busy, **common)
+
+
+def _play(
+    run: _Run, federation: AnyFederation, evaluation: Evaluation, run_dir: RunDir, progress: Progress, started_s: float
+) -> str:
+    """Run the rounds that are missing; return why they ended early, or nothing."""
+    options, rows = run.options, run_dir.rows
+    watch = Watch(run.settings)
+    # What devices keep is versioned by round, and only the newest versions are there.
+    at_once = _keeps_state(run.prepared)
+    spent_s = run_dir.snapshot.seconds if run_dir.snapshot else 0.0
+    for row in rows if not options.allow_divergence else ():
+        watch.observe(row)
     before_s = started_s
-    while len(rows) < last:
-        summary = federation.next_round()
+    while len(rows) < options.last and not _reached(rows, options.target):
+        try:
+            summary = federation.next_round()
+        except TrainingError as error:
+            if not options.allow_divergence:
+                raise
+            return str(error)
         accuracy = loss = None
-        if summary.round % options.eval_every == 0 or summary.round == last:
-            accuracy, loss = _evaluate(pool, federation.checkpoint, held_out)
+        if summary.round % options.eval_every == 0 or summary.round == options.last:
+            accuracy, loss = evaluation.pooled(federation.checkpoint)
         now_s = time.monotonic()
         row = RoundRow(
             round=summary.round,
@@ -205,34 +274,77 @@ def _run(
             reported=summary.reported,
             lost=summary.lost,
             seconds=now_s - before_s,
+            at_s=federation.now_s,
         )
         before_s = now_s
         rows.append(row)
-        run_dir.add(row)
+        if options.out is not None:
+            snapshot = msgspec.structs.replace(federation.snapshot(), seconds=spent_s + now_s - started_s)
+            run_dir.add(row, snapshot, at_once=at_once)
         progress.round(row)
-        if options.target is not None and accuracy is not None and accuracy >= options.target:
-            break
-    return rows
+        if not options.allow_divergence:
+            watch.observe(row)
+    return ""
 
 
-def _evaluate(pool: WorkerPool, params: bytes, held_out: list[tuple[int, int]]) -> tuple[float | None, float | None]:
-    """Evaluate on the held-out examples of all. The pieces are fixed and added in order: the same bits anywhere."""
-    sums: dict[str, float] = {}
-    if not held_out:
-        return None, None
-    answers = dict(pool.scattered([Evaluate(params, *piece) for piece in held_out]))
-    for index in sorted(answers):
-        for name, value in answers[index].items():
-            sums[name] = sums.get(name, 0.0) + value
-    return accuracy_and_loss(sums)
+def _reached(rows: list[RoundRow], target: float | None) -> bool:
+    return target is not None and any(r.accuracy is not None and r.accuracy >= target for r in rows[-1:])
 
 
-def _pieces(dataset: FederatedDataset, batch_size: int) -> list[tuple[int, int]]:
-    """Cut the held-out examples into pieces of whole batches."""
-    pooled = dataset.pooled_test()
-    count = len(next(iter(pooled.values()))) if pooled else 0
-    size = -(-count // (_NUM_PIECES * batch_size)) * batch_size
-    return [(start, min(start + size, count)) for start in range(0, count, size)] if count else []
+def _report(
+    run: _Run,
+    federation: AnyFederation,
+    fleet: Fleet,
+    evaluation: Evaluation,
+    run_dir: RunDir,
+    stopped: str,
+    started_s: float,
+) -> RunReport:
+    options, rows = run.options, run_dir.rows
+    by_device: tuple[list[float], str] = ([], "")
+    if options.device_accuracy:
+        by_device = evaluation.by_device(federation.checkpoint, options.seed)
+    spent_s = run_dir.snapshot.seconds if run_dir.snapshot else 0.0
+    return RunReport(
+        recipe=run.source,
+        algorithm=run.settings.algorithm,
+        seed=options.seed,
+        mode=run.prepared.plan.manifest.privacy.mode,
+        settings=dataclasses.asdict(run.settings),
+        versions=versions(),
+        plan=run.prepared.plan.hash,
+        checkpoint=sha256_hex(federation.checkpoint),
+        rounds=rows,
+        target=options.target,
+        client_steps=fleet.num_steps,
+        seconds=spent_s + time.monotonic() - started_s,
+        bytes_up=sum(r.bytes_up for r in rows),
+        bytes_down=sum(r.bytes_down for r in rows),
+        privacy=None if run.promise is None else run.promise.after(federation.storage),
+        traffic=dict(sorted(fleet.traffic.items())),
+        device_accuracy=by_device[0],
+        device_examples=by_device[1],
+        stopped=stopped,
+        **_crossings(rows, options.target),
+    )
+
+
+def _crossings(rows: list[RoundRow], target: float | None) -> dict[str, float | None]:
+    """Return where the curve crosses the target, against rounds, bytes and virtual time."""
+    if target is None:
+        return {"target_round": None}
+    num_bytes, totals = 0.0, []
+    for row in rows:
+        num_bytes += row.bytes_up + row.bytes_down
+        totals.append(num_bytes)
+    points = [(r.round, total, r.at_s, r.accuracy) for r, total in zip(rows, totals, strict=True)]
+    curve = [p for p in points if p[3] is not None]
+    accuracies = [p[3] for p in curve if p[3] is not None]
+    return {
+        "target_round": target_round([p[0] for p in curve], accuracies, target),
+        "target_bytes": target_round([p[1] for p in curve], accuracies, target),
+        "target_s": target_round([p[2] for p in curve], accuracies, target),
+    }
 
 
 def _built_with(recipe: Recipe, settings: Settings) -> Settings:
@@ -241,33 +353,33 @@ def _built_with(recipe: Recipe, settings: Settings) -> Settings:
     A sweep over learning rates then needs one plan only.
     """
     own = recipe.settings.lr
-    if settings.algorithm == "fedavg" and own / 1000 <= settings.lr <= own * 1000:
+    if parse_algorithm(settings.algorithm).name != "fedsgd" and own / 1000 <= settings.lr <= own * 1000:
         return dataclasses.replace(settings, lr=own)
     return settings
 
 
-def _num_rounds(options: SimulationOptions) -> int:
-    if options.rounds is not None:
-        return options.rounds
-    return _DEFAULT_ROUNDS if options.target is None else _MOST_ROUNDS_TO_TARGET
-
-
 def _rounds(settings: Settings, options: SimulationOptions, num_devices: int) -> RoundSettings:
     checks: list[tuple[bool, str, str, Any]] = [
-        (_num_rounds(options) >= 1, "--rounds", "at least 1", options.rounds),
+        (options.last >= 1, "--rounds", "at least 1", options.rounds),
         (settings.cohort >= 1, "--cohort", "at least 1", settings.cohort),
         (options.workers is None or options.workers >= 1, "--workers", "at least 1", options.workers),
         (options.eval_every >= 1, "--eval-every", "at least 1", options.eval_every),
+        (options.report_timeout_s > 0, "--report-timeout", "above 0", options.report_timeout_s),
         (settings.lr > 0, "--lr", "above 0", settings.lr),
         (settings.epochs >= 1, "--epochs", "at least 1", settings.epochs),
         (settings.batch_size is None or settings.batch_size >= 1, "--batch", "at least 1, or inf", settings.batch_size),
         (options.target is None or 0 < options.target <= 1, "--target", "a fraction, as 0.97", options.target),
-        (settings.trainer in ("jax", "onnx"), "--trainer", "jax or onnx", settings.trainer),
+        (settings.trainer in TRAINERS, "--trainer", ", ".join(TRAINERS), settings.trainer),
     ]
     for ok, flag, expected, got in checks:
         if not ok:
             raise UsageError(flag, expected=expected, got=str(got))
-    rounds = RoundSettings(goal=settings.cohort, over_selection=options.over_selection)
+    rounds = RoundSettings(
+        goal=settings.cohort,
+        over_selection=options.over_selection,
+        selection_timeout_s=_A_DAY_S,  # by then every trace has brought whoever it brings
+        report_timeout_s=options.report_timeout_s,
+    )
     if rounds.num_selected > num_devices:
         raise UsageError(
             "--cohort",
@@ -276,31 +388,3 @@ def _rounds(settings: Settings, options: SimulationOptions, num_devices: int) ->
             hint="a smaller cohort, or more devices (--clients)",
         )
     return rounds
-
-
-class _RunDir:
-    """The folder of a run, or none. Rounds are written as they happen: a run that is cut short leaves its curve."""
-
-    def __init__(self, folder: Path | None, prepared: Prepared) -> None:
-        self._folder = folder
-        self._rounds: BinaryIO | None = None
-        if folder is not None:
-            with storage_errors(f"--out {folder}"):
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "plan.covey").write_bytes(prepared.plan_bytes)
-                self._rounds = (folder / "rounds.jsonl").open("wb", buffering=0)
-
-    def add(self, row: RoundRow) -> None:
-        if self._rounds is not None:
-            with storage_errors(f"--out {self._folder}"):
-                self._rounds.write(msgspec.json.encode(row) + b"\n")
-
-    def finish(self, report: RunReport, checkpoint: bytes) -> None:
-        if self._folder is not None:
-            with storage_errors(f"--out {self._folder}"):
-                (self._folder / "checkpoint.params").write_bytes(checkpoint)
-                (self._folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)))
-
-    def close(self) -> None:
-        if self._rounds is not None:
-            self._rounds.close()

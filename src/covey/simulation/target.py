@@ -19,11 +19,11 @@ def monotone(accuracies: Sequence[float]) -> list[float]:
     return out
 
 
-def target_round(rounds: Sequence[int], accuracies: Sequence[float], target: float) -> float | None:
+def target_round(rounds: Sequence[float], accuracies: Sequence[float], target: float) -> float | None:
     """Return where the monotone curve crosses ``target``, interpolated; None where it never does.
 
     Args:
-        rounds: increasing; 0 is the model before training.
+        rounds: increasing; 0 is the model before training. Bytes or seconds until then do as well.
         accuracies: fractions, one for each of ``rounds``.
         target: a fraction.
     """

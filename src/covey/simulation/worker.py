@@ -4,8 +4,11 @@ Updates never leave a worker: they are folded into its own shard as they are mad
 over.
 """
 
-from collections.abc import Mapping
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -16,24 +19,25 @@ from covey.device.evaluate import Evaluator
 from covey.device.policy import OwnerPolicy
 from covey.device.private import PrivacyFloor
 from covey.device.session import Session
+from covey.device.staleness import weighed
 from covey.device.trainer import OnnxTrainer, Trainer, never
 from covey.device.verified import Verified
 from covey.plans.plan import unpack_plan
 from covey.privacy.randomness import AesCtr
-from covey.recipes.prepare import local_half
+from covey.recipes.prepare import local_halves
 from covey.recipes.recipe import Settings, load_recipe
-from covey.server.aggregator import Aggregator
+from covey.server.aggregator import Aggregator, body_limits
 from covey.server.messages import AbandonArrived, CloseShard, DiscardShard, OpenShard, Reply, ReportArrived, ShardClosed
-from covey.simulation.messages import POPULATION, Blobs, Ended, Evaluate, RunSession, Setup
+from covey.simulation.messages import POPULATION, Blobs, Ended, Evaluate, EvaluateDevice, RunSession, Setup
+from covey.simulation.states import DeviceStates
 from covey.types.errors import CoveyError
 from covey.types.rng import derive_seed
 from covey.types.segments import SegmentSum
-from covey.types.tensors import sha256_hex, unpack_tensors
+from covey.types.tensors import Tensors, sha256_hex, unpack_tensors
+from covey.wire.framing import decode_update
 from covey.wire.messages import Abandoned, Reported
 
-__all__ = ["Worker"]
-
-_KEPT_BLOBS = 2
+__all__ = ["Worker", "make_trainer"]
 
 
 @dataclass
@@ -59,21 +63,20 @@ class Worker:
             privacy=PrivacyFloor(simulated=True),
         )
         self._clients = self.dataset.client_ids
-        self._blobs = {sha256_hex(setup.plan): setup.plan}
-        self._old: list[str] = []
+        self._plan_name = sha256_hex(setup.plan)
+        self._blobs = {self._plan_name: setup.plan}
+        self._states = DeviceStates(Path(setup.states))
         self.trainer: Trainer
-        if setup.settings.trainer == "jax":
-            self.trainer = _jax_trainer(recipe.task(), setup.settings)
-        else:
-            self.trainer = OnnxTrainer()
+        self.trainer = make_trainer(recipe.task, setup.settings, self.dataset)
 
     def receive(self, message: Any) -> Any:
         """Take one message and return its answer."""
         match message:
             case RunSession():
                 return self.run(message)
-            case Blobs(blobs=blobs):
-                self._keep(blobs)
+            case Blobs(blobs=blobs, keep=keep):
+                kept = {k: v for k, v in self._blobs.items() if k in keep or k == self._plan_name}
+                self._blobs = {**kept, **blobs}
                 return None
             case OpenShard():
                 self.aggregator.receive(message, 0.0)
@@ -83,8 +86,13 @@ class Worker:
             case DiscardShard():
                 self.aggregator.receive(message, 0.0)
                 return None
-            case Evaluate():
-                return self._evaluate(message)
+            case Evaluate(params=params, start=start, stop=stop):
+                return self._evaluate(params, {k: v[start:stop] for k, v in self.dataset.pooled_test().items()})
+            case EvaluateDevice(params=params, device=device):
+                client = self._clients[device]
+                own = self.dataset.test(client)
+                held_out = bool(own) and len(next(iter(own.values()))) > 0
+                return held_out, self._evaluate(params, own if held_out else self.dataset.train(client))
         raise AssertionError(f"a worker does not take {type(message).__name__}")
 
     def run(self, message: RunSession) -> Ended:
@@ -94,25 +102,32 @@ class Worker:
         seed = derive_seed(self.setup.seed, "device", message.device, assignment.round, assignment.phase)
         noise = AesCtr(derive_seed(self.setup.seed, "noise", assignment.session), private=False)
         session = Session(self.policy, seed=seed, verified=self.verified, noise=noise)
+        phase = self.plan.manifest.phases[assignment.phase]
         effect = session.start()
-        bytes_up = bytes_down = 0
+        traffic: Counter[str] = Counter()
+        kept: Tensors = {}
         while not isinstance(effect, Finished):
             match effect:
                 case SendCheckIn():
                     effect = session.answered(assignment)
                 case FetchBlob(ref=ref, what=what):
-                    bytes_down += ref.num_bytes if what != "plan" else 0
+                    if what != "plan":
+                        traffic[f"down: {what}"] += ref.num_bytes
                     effect = session.fetched(self._blobs[ref.sha256])
                 case Train(job=job):
                     try:
                         examples = self.dataset.train(self._clients[message.device])
-                        result = self.trainer.run(job, examples, never)
+                        own = self._states.load(message.device, assignment.round, phase)
+                        result = self.trainer.run(dataclasses.replace(job, kept=own), examples, never)
+                        kept = result.kept
+                        if message.staleness:
+                            result = weighed(result, message.staleness)
                     except CoveyError as error:
                         effect = session.failed(error)
                     else:
                         effect = session.trained(result)
                 case SendReport(session=token, body=body):
-                    bytes_up += len(body)
+                    traffic.update(self._parts(assignment.phase, body))
                     answer = self._answer(ReportArrived("", token, body))
                     effect = session.reported(answer) if isinstance(answer, Reported) else session.failed(answer)
                 case SendAbandon(session=token, message=abandon):
@@ -120,11 +135,12 @@ class Worker:
                     effect = session.abandoned()
         match effect.outcome:
             case Counted(num_steps=steps):
-                return Ended(num_steps=steps, bytes_up=bytes_up, bytes_down=bytes_down)
+                self._states.save(message.device, assignment.round, phase, kept)
+                return Ended(num_steps=steps, traffic=traffic)
             case GaveUp(reason=reason, error=failure):
-                return Ended(reason, str(failure or ""), bytes_down=bytes_down)
+                return Ended(reason, str(failure or ""), traffic=traffic)
             case Lost(error=failure):
-                return Ended(failure.code, str(failure), bytes_down=bytes_down)
+                return Ended(failure.code, str(failure), traffic=traffic)
         raise AssertionError("an assignment leads to one of these")
 
     def _answer(self, message: ReportArrived | AbandonArrived) -> Any:
@@ -142,21 +158,21 @@ class Worker:
                 return envelope.message.total
         return None
 
-    def _keep(self, blobs: Mapping[str, bytes]) -> None:
-        for name, data in blobs.items():
-            if name not in self._blobs:
-                self._blobs[name] = data
-                self._old.append(name)
-        while len(self._old) > _KEPT_BLOBS * max(1, len(blobs)):
-            del self._blobs[self._old.pop(0)]
+    def _parts(self, phase: int, body: bytes) -> dict[str, int]:
+        """Return how many bytes of a report are which segment's."""
+        parts = decode_update(body, body_limits(self.plan.manifest, phase))
+        sizes = {f"up: {name}": len(part) for name, part in parts.items()}
+        return {**sizes, "up: framing": len(body) - sum(sizes.values())}
 
-    def _evaluate(self, message: Evaluate) -> dict[str, float]:
-        params = unpack_tensors(self.plan.manifest.params, message.params)
-        held_out = {k: v[message.start : message.stop] for k, v in self.dataset.pooled_test().items()}
-        return self.evaluator.evaluate(params, held_out)
+    def _evaluate(self, params: bytes, examples: Tensors) -> dict[str, float]:
+        return self.evaluator.evaluate(unpack_tensors(self.plan.manifest.params, params), examples)
 
 
-def _jax_trainer(task: Any, settings: Settings) -> Trainer:
+def make_trainer(task: Callable[[], Any], settings: Settings, dataset: FederatedDataset) -> Trainer:
+    """Return what :data:`covey.recipes.recipe.TRAINERS` calls ``settings.trainer``."""
+    if settings.trainer == "onnx":
+        return OnnxTrainer()
     from covey.simulation.jax_trainer import JaxTrainer
 
-    return JaxTrainer(task, local_half(settings))
+    stepwise = {"jax": None, "jax-step": True, "jax-loop": False}[settings.trainer]
+    return JaxTrainer(task(), local_halves(settings, dataset), stepwise=stepwise)

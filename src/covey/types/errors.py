@@ -17,6 +17,8 @@
     │   ├── PlanSignatureError plan_signature        not signed by the pinned owner
     │   ├── PlanOpError        plan_op               a graph with an op, domain or feature outside the list
     │   ├── PlanSchemaError    plan_schema           written for a newer Covey
+    │   ├── AsynchronousError  asynchronous          an asynchronous algorithm where only rounds are possible
+    │   └── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
     │   ├── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
     │   ├── ParticipationError participation         the plan's privacy terms do not let this device take part again yet
     │   └── OverBudgetError    over_budget           it took more memory than the budget that it names
@@ -25,6 +27,7 @@
     │   ├── ExampleError       example_invalid       wrong shape, dtype or value
     │   └── TooFewExamplesError too_few_examples     an empty device, or one below the plan's minimum
     ├── TrainingError          training_not_finite   a NaN or an infinity in a loss or an update
+    ├── ResumeError            resume                a simulation's run that cannot be taken up again
     ├── WorkerError            worker_ended          a process of a simulation that ended by itself
     ├── UpdateError            update_invalid
     │   ├── UpdateFormatError  update_format         truncated, oversized, or of another layout
@@ -292,6 +295,12 @@ class PlanRefusedError(PlanError):
     code = "plan_refused"
 
 
+class AsynchronousError(PlanError):
+    """An asynchronous algorithm where only rounds are possible: secure aggregation, or the server of a deployment."""
+
+    code = "asynchronous"
+
+
 class ParticipationError(PlanError):
     """The plan's privacy terms do not let this device take part again so soon, or at all."""
 
@@ -332,6 +341,12 @@ class TrainingError(CoveyError):
     """A NaN or an infinity in a loss or an update on the device."""
 
     code = "training_not_finite"
+
+
+class ResumeError(CoveyError):
+    """A run that cannot be taken up again: of another configuration, or not there."""
+
+    code = "resume"
 
 
 class WorkerError(CoveyError):

@@ -46,6 +46,7 @@ __all__ = [
     "PopulationDetails",
     "PopulationStatus",
     "Populations",
+    "ReleaseWanted",
     "Reported",
     "RoundSummary",
     "SECURE_STEPS",
@@ -311,6 +312,12 @@ class TaskChange(_Message, frozen=True, kw_only=True, omit_defaults=True):
 
     action: str
     round: int = 0
+
+
+class ReleaseWanted(_Message, frozen=True, kw_only=True, omit_defaults=True):
+    """Publish the checkpoint of an earlier release, ``version``, again: as a new version."""
+
+    version: int
 
 
 class Populations(_Message, frozen=True, kw_only=True, omit_defaults=True):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from covey.plans.lowering.programs import named_leaves
 from covey.plans.manifest import BASIS, TRAINED
-from covey.plans.task import Local
+from covey.plans.task import ANCHOR, Local
 from covey.types.errors import UsageError
 
 __all__ = ["low_rank_in_place", "masked_in_place"]
@@ -94,7 +94,8 @@ def _restricted(local: Local, name: str, drawn: Callable[[Any], Any], restrict: 
         return local.init(params, shared[_OWN])
 
     def step(state: Any, shared: Any, grad: Any, hyper: Any) -> Any:
-        return local.step(state, shared[_OWN], restrict(grad, shared[name]), hyper)
+        own = {**shared[_OWN], ANCHOR: shared[ANCHOR]} if local.anchored else shared[_OWN]
+        return local.step(state, own, restrict(grad, shared[name]), hyper)
 
     def finish(state: Any, params: Any, shared: Any, totals: Any) -> Any:
         return local.finish(state, params, shared[_OWN], totals)

@@ -1,6 +1,6 @@
 """From a task and an algorithm's local half to a plan: trace, lower, check against JAX, pack."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from covey.plans.lowering.programs import (
     specs,
     stripped,
 )
-from covey.plans.manifest import BASIS, TRAINED, AlgorithmRef, Manifest, Phase, SegmentPlan, needed_schema
+from covey.plans.manifest import BASIS, KEPT, TRAINED, AlgorithmRef, Manifest, Phase, SegmentPlan, needed_schema
 from covey.plans.plan import pack_plan
 from covey.plans.task import Local, PlanOptions, Task
 from covey.types.errors import ParityError, PlanBuildError
@@ -36,10 +36,16 @@ differently part company soon, however right both are."""
 
 @dataclass(frozen=True)
 class _Signature:
-    """The shapes of everything that a plan's graphs take, by manifest name."""
+    """The shapes of everything that a phase's graphs take, by manifest name."""
 
     programs: Programs
     options: PlanOptions
+
+    @property
+    def batch_size(self) -> int:
+        """Examples in one step of the phase."""
+        own = self.options.gradient_batch_size if self.programs.local.graph == "gradient" else None
+        return own or self.options.batch_size
 
     def tree(self, what: str) -> dict[str, Any]:
         """Return the flat shapes of ``params``, ``shared`` or ``state``, with the prefix."""
@@ -54,7 +60,8 @@ class _Signature:
     def constant(self) -> dict[str, Any]:
         """Return what every step of a chunk reads."""
         hyper = {f"hyper.{h.name}": _struct((), np.float32) for h in self.programs.local.hyper}
-        fixed = self.tree("params") if self.programs.local.graph == "gradient" else {}
+        local = self.programs.local
+        fixed = self.tree("params") if local.graph == "gradient" or local.anchored else {}
         return {**fixed, **self.tree("shared"), **hyper, "key": _struct((2,), np.uint32)}
 
     def batch(self, batch_size: int) -> dict[str, Any]:
@@ -76,11 +83,16 @@ class _Signature:
         return {**self.tree("params"), **prefixed("input", self.programs.batch_structs(1, "input"))}
 
 
-def build_plan(task: Task, local: Local, options: PlanOptions) -> bytes:
+def build_plan(task: Task, local: Local | Sequence[Local], options: PlanOptions) -> bytes:
     """Return the archive of a plan, unsigned. The same arguments and versions always give the same bytes.
 
     Every graph is run beside JAX on random examples (a partly masked batch and a wholly masked one among them) and must
     agree within the tolerance of :mod:`covey.plans.lowering.check`; otherwise there is no plan.
+
+    Args:
+        task: the model and its loss.
+        local: the algorithm's device half: of its one phase, or of each of them in order.
+        options: what the plan fixes besides.
 
     Raises:
         UnsupportedPrimitiveError: names the primitive and the author's line.
@@ -88,65 +100,63 @@ def build_plan(task: Task, local: Local, options: PlanOptions) -> bytes:
         PlanBuildError: a task, a local half or options that do not fit together.
     """
     _check_options(options)
-    programs = Programs(task, local)
-    shapes = _Signature(programs, options)
+    locals_ = (local,) if isinstance(local, Local) else tuple(local)
+    if not locals_ or len({x.graph for x in locals_}) < len(locals_):
+        raise PlanBuildError(
+            "algorithm", expected="phases that train and that gather gradients, one each", got="others"
+        )
+    signatures = [_Signature(Programs(task, x), options) for x in locals_]
+    graphs: dict[str, bytes] = {}
+    for index, shapes in enumerate(signatures):
+        graphs |= _phase_graphs(shapes, index)
+    first = signatures[0]
+    graphs["eval"] = lower(first.programs.evaluate, first.evaluate(), name="eval")
+    if task.predict is not None:
+        graphs["predict"] = lower(first.programs.predict, first.predict(), name="predict")
+    for index, shapes in enumerate(signatures):
+        _check_parity(shapes, graphs, index)
+    _check_evaluation(first, graphs)
+    return pack_plan(_manifest(signatures), graphs)
+
+
+def _graph_name(kind: str, index: int) -> str:
+    return f"{kind}-{index}" if index else kind
+
+
+def _phase_graphs(shapes: _Signature, index: int) -> dict[str, bytes]:
+    programs, local = shapes.programs, shapes.programs.local
     _check_segments(local, jax.eval_shape(programs.finish, shapes.finish()))
-    graphs = {
-        "begin": lower(programs.begin, {**shapes.tree("params"), **shapes.tree("shared")}, name="begin"),
+    begin, finish = _graph_name("begin", index), _graph_name("finish", index)
+    return {
+        begin: lower(programs.begin, {**shapes.tree("params"), **shapes.tree("shared")}, name=begin),
         local.graph: lower_scan(
             programs.step,
             carry=shapes.carry(),
             shared=shapes.constant(),
-            xs=shapes.batch(options.batch_size),
+            xs=shapes.batch(shapes.batch_size),
             out_names={n: f"next.{n}" for n in shapes.carry()},
             name=local.graph,
         ),
-        "finish": lower(programs.finish, shapes.finish(), name="finish"),
-        "eval": lower(programs.evaluate, shapes.evaluate(), name="eval"),
+        finish: lower(programs.finish, shapes.finish(), name=finish),
     }
-    if task.predict is not None:
-        graphs["predict"] = lower(programs.predict, shapes.predict(), name="predict")
-    _check_parity(programs, shapes, graphs)
-    return pack_plan(_manifest(programs, shapes), graphs)
 
 
-def _manifest(programs: Programs, shapes: _Signature) -> Manifest:
-    task, local, options = programs.task, programs.local, shapes.options
-    made = jax.eval_shape(programs.finish, shapes.finish())
-    shared = named_leaves(programs.shared, "shared")
-    max_steps = options.epochs * -(-options.max_examples // options.batch_size)
-    phase = Phase(
-        name="train" if local.graph == "train" else "gradient",
-        graph=local.graph,
-        state=specs(named_leaves(programs.state, "state"), "state"),
-        shared=specs({k: v for k, v in shared.items() if not _is_drawn(k)}, "shared"),
-        segments=tuple(
-            SegmentPlan(
-                name=name,
-                tensors=specs(stripped(name, made), f"segment {name!r}"),
-                max_delta=bound,
-                weighting=local.weighting[name],
-                codec=options.compression,
-            )
-            for name, bound in sorted(local.max_delta.items())
-        ),
-        batch_size=options.batch_size,
-        epochs=options.epochs,
-        max_steps=options.max_steps or max_steps,
-        chunk_steps=options.chunk_steps,
-        trained_in_place=any(map(_is_drawn, shared)),
-    )
+def _manifest(signatures: Sequence[_Signature]) -> Manifest:
+    first, options = signatures[0].programs, signatures[0].options
+    task, local = first.task, first.local
+    phases = tuple(_phase(shapes, index) for index, shapes in enumerate(signatures))
+    hyper = {h.name: h for s in signatures for h in s.programs.local.hyper}
     return Manifest(
-        schema=needed_schema(options.privacy),
+        schema=needed_schema(options.privacy, phases),
         task=task.name,
         algorithm=AlgorithmRef(name=local.algorithm, settings=dict(local.settings)),
-        params=specs(named_leaves(programs.params, "params"), "params"),
+        params=specs(named_leaves(first.params, "params"), "params"),
         examples=task.examples,
         min_examples=options.min_examples,
         max_examples=options.max_examples,
-        phases=(phase,),
-        hyper=local.hyper,
-        metrics=programs.metrics,
+        phases=phases,
+        hyper=tuple(hyper.values()),
+        metrics=first.metrics,
         eval_batch_size=options.eval_batch_size,
         graphs={},
         eligibility=options.eligibility,
@@ -156,30 +166,69 @@ def _manifest(programs: Programs, shapes: _Signature) -> Manifest:
     )
 
 
-def _check_parity(programs: Programs, shapes: _Signature, graphs: Mapping[str, bytes]) -> None:
-    """Run every graph beside JAX on the same random inputs."""
-    task, local = programs.task, programs.local
+def _phase(shapes: _Signature, index: int) -> Phase:
+    programs, options = shapes.programs, shapes.options
+    local = programs.local
+    made = jax.eval_shape(programs.finish, shapes.finish())
+    shared = named_leaves(programs.shared, "shared")
+    gradient = local.graph == "gradient"
+    epochs = 1 if gradient else options.epochs
+    return Phase(
+        name=local.graph,
+        graph=local.graph,
+        state=specs(named_leaves(programs.state, "state"), "state"),
+        shared=specs({k: v for k, v in shared.items() if not (_is_drawn(k) or k.startswith(f"{KEPT}/"))}, "shared"),
+        segments=tuple(
+            SegmentPlan(
+                name=name,
+                tensors=specs(stripped(name, made), f"segment {name!r}"),
+                max_delta=bound,
+                weighting=local.weighting[name],
+                codec="float32" if name in local.exact else options.compression,
+            )
+            for name, bound in sorted(local.max_delta.items())
+        ),
+        batch_size=shapes.batch_size,
+        epochs=epochs,
+        max_steps=(None if gradient else options.max_steps) or epochs * -(-options.max_examples // shapes.batch_size),
+        chunk_steps=options.chunk_steps,
+        trained_in_place=any(map(_is_drawn, shared)),
+        kept=specs(stripped(KEPT, made), KEPT),
+        begin=_graph_name("begin", index),
+        finish=_graph_name("finish", index),
+    )
+
+
+def _check_parity(shapes: _Signature, graphs: Mapping[str, bytes], index: int) -> None:
+    """Run a phase's graphs beside JAX on the same random inputs."""
+    programs = shapes.programs
     rng = np.random.Generator(np.random.Philox(key=0))
-    params = prefixed("params", initial_params(task, seed=0))
+    params = prefixed("params", initial_params(programs.task, seed=0))
     shared = {k: _plausible(k, v, rng) for k, v in shapes.tree("shared").items()}
-    where = f"plan {task.name!r}"
-
-    def check(name: str, fn: Any, inputs: Arrays) -> None:
-        traced = {k: _struct(v.shape, v.dtype) for k, v in inputs.items()}
-        compare(
-            graphs[name], jax.jit(fn), [inputs], num_roundings=count_roundings(fn, traced), where=f"{where}: {name}"
-        )
-
-    check("begin", programs.begin, {**params, **shared})
-    _check_steps(programs, shapes, graphs[local.graph], {**params, **shared}, rng, f"{where}: {local.graph}")
+    loop_name, where = programs.local.graph, f"plan {programs.task.name!r}"
+    _check_graph(_graph_name("begin", index), programs.begin, {**params, **shared}, graphs, where)
+    _check_steps(programs, shapes, graphs[loop_name], {**params, **shared}, rng, f"{where}: {loop_name}")
     state = jax.tree.map(lambda s: rng.standard_normal(s.shape).astype(s.dtype), shapes.tree("state"))
     totals = {f"totals.{k}": np.float32(v) for k, v in (("examples", 7), ("loss", 5), ("weight", 9))}
-    check("finish", programs.finish, {**state, **params, **shared, **totals})
+    inputs = {**state, **params, **shared, **totals}
+    _check_graph(_graph_name("finish", index), programs.finish, inputs, graphs, where)
+
+
+def _check_evaluation(shapes: _Signature, graphs: Mapping[str, bytes]) -> None:
+    programs, rng = shapes.programs, np.random.Generator(np.random.Philox(key=1))
+    params, where = prefixed("params", initial_params(programs.task, seed=0)), f"plan {programs.task.name!r}"
     metrics = {f"metrics.{k}": np.float32(i) for i, k in enumerate(programs.metrics)}
     batch = _random_batch(programs, (shapes.options.eval_batch_size,), rng)
-    check("eval", programs.evaluate, {**params, **metrics, **batch})
-    if task.predict is not None:
-        check("predict", programs.predict, {**params, **prefixed("input", _fields(programs, (1,), rng, "input"))})
+    _check_graph("eval", programs.evaluate, {**params, **metrics, **batch}, graphs, where)
+    if programs.task.predict is not None:
+        one = prefixed("input", _fields(programs, (1,), rng, "input"))
+        _check_graph("predict", programs.predict, {**params, **one}, graphs, where)
+
+
+def _check_graph(name: str, fn: Any, inputs: Arrays, graphs: Mapping[str, bytes], where: str) -> None:
+    traced = {k: _struct(v.shape, v.dtype) for k, v in inputs.items()}
+    rounds = count_roundings(fn, traced)
+    compare(graphs[name], jax.jit(fn), [inputs], num_roundings=rounds, where=f"{where}: {name}")
 
 
 def _check_steps(
@@ -193,8 +242,8 @@ def _check_steps(
     inputs: dict[str, Any] = {k: np.asarray(start.get(k, np.zeros(s.shape, s.dtype))) for k, s in carry.items()}
     inputs |= {k: broadcast[k] for k in constant if k in broadcast}
     inputs |= {f"hyper.{k}": np.float32(v) for k, v in hyper.items()} | {"key": np.array([1, 2], np.uint32)}
-    batches = _random_batch(programs, (_PARITY_STEPS, shapes.options.batch_size), rng)
-    xs = shapes.batch(shapes.options.batch_size)
+    batches = _random_batch(programs, (_PARITY_STEPS, shapes.batch_size), rng)
+    xs = shapes.batch(shapes.batch_size)
     rounds = count_roundings(programs.step, carry, constant, xs)
     names = {n: f"next.{n}" for n in carry}
     reference = loop(programs.step, carry=carry, shared=sorted(constant), xs=sorted(xs), out_names=names)
@@ -259,6 +308,8 @@ def _check_options(options: PlanOptions) -> None:
 
 def _check_segments(local: Local, made: Arrays) -> None:
     names = sorted({k.split(".")[0] for k in made})
+    if local.kept is not None and KEPT in names:
+        names.remove(KEPT)
     for what, given in (("max_delta", local.max_delta), ("weighting", local.weighting)):
         if sorted(given) != names:
             raise PlanBuildError(

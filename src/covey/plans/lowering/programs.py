@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from covey.plans.manifest import BASE_METRICS, FieldSpec
-from covey.plans.task import Local, Out, Task
+from covey.plans.task import ANCHOR, KEPT, Local, Out, Task
 from covey.types.errors import PlanBuildError
 from covey.types.tensors import DTYPES, TensorSpec
 
@@ -82,8 +82,9 @@ class Programs:
 
     @cached_property
     def shared(self) -> Any:
-        """The tree of the shapes of what is broadcast besides the parameters; an empty dict where nothing is."""
-        return {} if self.local.shared is None else jax.eval_shape(self.local.shared, self.params)
+        """The tree of the shapes of what is broadcast besides the parameters, and of what the device keeps."""
+        shared = {} if self.local.shared is None else jax.eval_shape(self.local.shared, self.params)
+        return shared if self.local.kept is None else {**shared, KEPT: jax.eval_shape(self.local.kept, self.params)}
 
     @cached_property
     def state(self) -> Any:
@@ -127,6 +128,8 @@ class Programs:
         state, extra = self._tree("state", carry), self._tree("shared", shared)
         mean = self.local.graph == "train"
         params = state["params"] if mean else self._tree("params", shared)
+        if self.local.anchored:
+            extra = {**extra, ANCHOR: self._tree("params", shared)}
         key = jax.random.fold_in(jax.random.wrap_key_data(shared["key"]), carry["step"])
 
         def objective(p: Any) -> Any:

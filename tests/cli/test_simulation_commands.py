@@ -1,0 +1,110 @@
+"""``simulate --out/--resume/--report/--calibrate``, ``compare`` and ``sweep``, as they are typed."""
+
+import json
+from dataclasses import dataclass
+
+import pytest
+
+from .conftest import TINY
+
+
+@dataclass
+class Printed:
+    out: str
+    err: str
+
+
+@pytest.fixture
+def typed(covey):
+    """Return a function that runs a command, checks how it ends, and returns what it printed."""
+
+    def run(*args, status=0):
+        done = covey(*args)
+        assert done.returncode == status, done.stderr
+        return Printed(done.stdout, done.stderr)
+
+    return run
+
+
+def test_a_run_is_kept_resumed_compared_and_shown(typed, tmp_path):
+    pytest.importorskip("matplotlib", reason="needs covey[report]")
+    first, second = tmp_path / "first", tmp_path / "second"
+    page = tmp_path / "page.html"
+    out = typed("simulate", TINY, "--rounds", "2", "--workers", "1", "--out", str(first), "--report", str(page)).out
+    assert "2 rounds" in out and page.read_text().startswith("<!doctype html>")
+    again = json.loads(typed("simulate", "--resume", str(first), "--rounds", "3", "--json", "-").out)
+    assert [r["round"] for r in again["rounds"]] == [1, 2, 3]
+    typed("simulate", TINY, "--rounds", "3", "--workers", "1", "--out", str(second), "--algorithm", "fedprox:mu=0.5")
+    shown = typed("compare", str(first), str(second), "--target", "0.8", "--report", str(tmp_path / "both.html")).out
+    assert "rounds to 80.0 %" in shown and "fedprox:mu=0.5" in shown
+    rows = json.loads(typed("compare", str(first), str(second), "--json", "-").out)
+    assert [r["rounds"] for r in rows] == [3, 3] and rows[0]["name"] == "first"
+    refused = typed("simulate", "--resume", str(first), "--lr", "0.01", status=1)
+    assert "settings.lr" in refused.err and "0.3" in refused.err
+
+
+def test_a_sweep_goes_on_where_it_stopped(typed, tmp_path):
+    arguments = ("sweep", TINY, "--grid", "lr=0.1,0.3", "--rounds", "2", "--workers", "1", "--out", str(tmp_path / "s"))
+    result = json.loads(typed(*arguments, "--json", "-").out)
+    assert [r["differs"]["lr"] for r in result["runs"]] == [0.1, 0.3] and result["failed"] == {}
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*/report.json")}
+    assert len(stamps) == 2
+    out = typed(*arguments[:2], "--grid", "lr=0.1,0.3,300", "--epochs", "1", *arguments[4:]).out
+    assert "lr=300" in out and "lr=0.1: 2 rounds" in out
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps  # read, not run again
+    refused = typed(*arguments, "--cohort", "3", status=1)
+    assert "settings.cohort" in refused.err
+
+
+@pytest.mark.parametrize(
+    "grid, words",
+    [
+        ("lrr=1,2", ["lr"]),
+        ("lr", ["NAME=VALUE"]),
+        ("cohort=many", ["int"]),
+        ("algorithm=fedprx", ["fedprox"]),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(typed, tmp_path, grid, words):
+    err = typed("sweep", TINY, "--grid", grid, "--rounds", "1", "--out", str(tmp_path), status=2).err
+    assert all(w in err for w in words)
+
+
+def test_grids_with_commas_in_their_values_and_with_infinity():
+    from covey.simulation.sweep import parse_grid
+
+    cells = parse_grid(["algorithm=fedavg;fedadam:beta1=0.8,tau=1e-2", "batch=10,inf", "seed=1"])
+    assert [tuple(c.values.values()) for c in cells] == [
+        ("fedavg", 10, 1),
+        ("fedavg", None, 1),
+        ("fedadam:beta1=0.8,tau=1e-2", 10, 1),
+        ("fedadam:beta1=0.8,tau=1e-2", None, 1),
+    ]
+    assert len({c.name for c in cells}) == 4 and all("/" not in c.name for c in cells)
+
+
+def test_nothing_to_simulate_is_a_usage_error(typed):
+    assert "RECIPE" in typed("simulate", status=2).err
+
+
+def test_calibration_falls_back_from_what_ends_its_process(monkeypatch):
+    """A worker that is out of memory is noted, and the others are measured."""
+    from covey.recipes.recipe import load_recipe
+    from covey.simulation import calibration
+    from covey.types.errors import WorkerError
+
+    def timed(name, *rest):
+        if name == "jax-loop":
+            raise WorkerError("worker 1", expected="a process that lives", got="one that ended with status -9")
+        if name == "jax-step":
+            raise RuntimeError("a worker failed:\nXlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory")
+        return calibration.Measured(name, 100.0, 0.1)
+
+    monkeypatch.setattr(calibration, "_timed", timed)
+    result = calibration.calibrate(TINY, load_recipe(TINY).settings)
+    assert result.suggested == "onnx" and "jax-step" in result.note and "jax-loop" in result.note
+    assert [m.failed for m in result.measured] == [
+        "out of memory",
+        "its process ended: one that ended with status -9",
+        "",
+    ]
