@@ -50,8 +50,6 @@ from covey.wire.messages import Assignment, ComeBack, PopulationStatus, RoundSum
 
 __all__ = ["Service"]
 
-_AGAIN = "check in again"
-
 
 class Service:
     """Drives the roles. Everything but :meth:`__init__` runs on one event loop."""
@@ -148,9 +146,7 @@ class Service:
         self._dispatch(self.selector.dismiss("restarting"))
         for answer in self._polls.values():
             if not answer.done():  # its sum dies with this process
-                answer.set_exception(
-                    RoundClosedError("secure sum", expected="a server that goes on", got="one that stops", hint=_AGAIN)
-                )
+                answer.set_exception(RoundClosedError("secure sum", expected="a server that goes on", got="none"))
 
     async def close(self) -> None:
         """Stop the clock and the aggregators; their sums die with them."""
