@@ -121,9 +121,7 @@ class Service:
         self.metrics = Metrics()
         self.releasing = Releasing(storage, directory, config, self._administer_later, self.metrics, self.now_s)
         self.metrics.watch(
-            waiting=lambda: self.selector.num_waiting,
-            round_number=lambda: self.coordinator.round,
-            release=lambda: self.releasing.desk.version,
+            lambda: self.selector.num_waiting, lambda: self.coordinator.round, lambda: self.releasing.desk.version
         )
         self._open_shards()
 
