@@ -114,14 +114,7 @@ class Training:
             )  # fmt: skip
         self._record = _population(task, storage)
         packed = storage.blob(self._record.checkpoint)
-        if len(packed) != (needed := packed_num_bytes(manifest.params)):
-            raise UsageError(
-                f"plan of task {task.name!r}",
-                expected=f"the population's model, {len(packed)} bytes",
-                got=f"one of {needed} bytes",
-                hint="another model needs a population of its own",
-            )
-        params = unpack_tensors(manifest.params, packed)
+        params = _unpack_model(task, manifest, packed)
         stored = decode_named(storage.blob(self._record.extra)) if self._record.extra else {}
         self._private: PrivateSums | None = None
         if manifest.privacy.noise is not None:
@@ -266,6 +259,17 @@ def checkpoint_ref(data: bytes) -> BlobRef:
     """Return where a checkpoint, or another binary, is served."""
     name = sha256_hex(data)
     return BlobRef(sha256=name, num_bytes=len(data), path=f"/v1/checkpoints/{name}")
+
+
+def _unpack_model(task: Task, manifest: Manifest, packed: bytes) -> Tensors:
+    if len(packed) != (needed := packed_num_bytes(manifest.params)):
+        raise UsageError(
+            f"plan of task {task.name!r}",
+            expected=f"the population's model, {len(packed)} bytes",
+            got=f"one of {needed} bytes",
+            hint="another model needs a population of its own",
+        )
+    return unpack_tensors(manifest.params, packed)
 
 
 def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
