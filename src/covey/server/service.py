@@ -5,6 +5,7 @@ The selector and the coordinator run on the event loop; the aggregators, in thre
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import secrets
@@ -48,8 +49,6 @@ from covey.types.errors import AlreadyInRoundError, BusyError, CoveyError, NotFo
 from covey.wire.messages import Assignment, ComeBack, PopulationStatus, RoundSummary, TaskStatus
 
 __all__ = ["Service"]
-
-_AGAIN = "check in again"
 
 
 class Service:
@@ -116,14 +115,13 @@ class Service:
         self._waiting: dict[str, asyncio.Future[Any]] = {}
         self._blobs = BlobCache(storage)
         self._changed = asyncio.Event()
+        self._wakes_at_s = math.inf
         self._stopping = False
         self._ticker: asyncio.Task[None] | None = None
         self.metrics = Metrics()
         self.releasing = Releasing(storage, directory, config, self._administer_later, self.metrics, self.now_s)
         self.metrics.watch(
-            waiting=lambda: self.selector.num_waiting,
-            round_number=lambda: self.coordinator.round,
-            release=lambda: self.releasing.desk.version,
+            lambda: self.selector.num_waiting, lambda: self.coordinator.round, lambda: self.releasing.desk.version
         )
         self._open_shards()
 
@@ -142,12 +140,11 @@ class Service:
     def stop(self) -> None:
         """Send everybody who waits away; safe to call twice."""
         self._stopping = True
+        self._changed.set()
         self._dispatch(self.selector.dismiss("restarting"))
         for answer in self._polls.values():
             if not answer.done():  # its sum dies with this process
-                answer.set_exception(
-                    RoundClosedError("secure sum", expected="a server that goes on", got="one that stops", hint=_AGAIN)
-                )
+                answer.set_exception(RoundClosedError("secure sum", expected="a server that goes on", got="none"))
 
     async def close(self) -> None:
         """Stop the clock and the aggregators; their sums die with them."""
@@ -316,7 +313,8 @@ class Service:
 
     def _dispatch(self, envelopes: list[Envelope]) -> None:
         """Carry what left the engine to where it belongs."""
-        self._changed.set()
+        if min(self._deadlines(), default=math.inf) < self._wakes_at_s:
+            self._changed.set()  # else the clock sleeps on: to wake it for every check-in costs as much as to answer it
         if self.coordinator.summaries > self._num_told:
             self.participation.end()
         for envelope in envelopes:
@@ -387,14 +385,18 @@ class Service:
     async def _keep_time(self) -> None:
         while not self._stopping:
             self._changed.clear()
-            engine = self._engine.next_deadline_s()
-            due_s = min([*self.shards.deadlines(), *([] if engine is None else [engine])], default=None)
+            due_s = min(self._deadlines(), default=None)
+            self._wakes_at_s = math.inf if due_s is None else due_s
             wait_s = None if due_s is None else max(0.0, due_s - self.now_s())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)
             if out := self._engine.tick(self.now_s()):
                 self._dispatch(out)
             await self.shards.tick()
+
+    def _deadlines(self) -> list[float]:
+        engine = self._engine.next_deadline_s()
+        return [*self.shards.deadlines(), *([] if engine is None else [engine])]
 
 
 def _token() -> str:
