@@ -20,6 +20,7 @@ RUNS = [
     ("demo",),
     ("compression",),
     ("device_memory",),
+    ("device",),
     ("first_round",),
     ("privacy",),
     ("secagg",),

@@ -53,7 +53,7 @@ def compare_private(report: Report, store: CurveStore, seeds: tuple[int, ...]) -
         "2nn: accuracy of the secure path with devices' noise",
         statistics.mean(max(c.accuracies) for c in private) if private else None,
         "reported at its epsilon",
-        None,
+        True if private else None,
         f"{len(private)} seed(s), {_ARMS[-1].spec}" if private else "out of budget; run it again",
     )
 

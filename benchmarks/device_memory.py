@@ -98,6 +98,12 @@ def device(folder: Path, url: str) -> tuple[float, float]:
     fed = folder / "fed"
     where = ["--server", url, "--population", _RECIPE, "--owner-key", str(fed / "owner" / "owner.pub")]
     terms = ["--ca", str(fed / "server" / "authority" / "ca.pem"), "--accept-plain", "--min-cohort", "1", "--once"]
+    terms += [
+        "--assume",
+        "idle,charging,battery",
+        "--priority",
+        "normal",
+    ]  # the bare process gives way to nobody either
     command = [sys.executable, "-c", _DEVICE, "device", "run", *where, *terms, "--home", str(folder / "home")]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
     assert "counted 600 examples" in done.stdout, done.stdout

@@ -64,7 +64,7 @@ def test_the_protocol_names_every_message_and_every_route():
                     name,
                     field,
                 )
-    for module in ("http", "admin"):
+    for module in ("http", "admin", "operations"):
         source = (ROOT / "src" / "covey" / "server" / f"{module}.py").read_text()
         for route in re.findall(r'Route\(f?"([^"]+)"', source):
             # The administrator's routes begin with the population's, which is spelt out once.

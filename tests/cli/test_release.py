@@ -73,6 +73,10 @@ def test_a_model_is_trained_released_listed_and_exported(covey, world):
         for kind in ("safetensors", "onnx"):
             done = covey("release", "export", *where, "--owner-key", owner, "--format", kind, "-o", world / kind)
             assert done.returncode == 0 and "version 1 of population 'p', verified" in done.stdout, done.stderr
+        refused = covey("release", "rollback", 1, *where, "--token-file", world / "fed" / "server" / "admin.token")
+        assert refused.returncode == 1 and "the one that is served" in refused.stderr
+        unknown = covey("release", "rollback", 7, *where, "--token-file", world / "fed" / "server" / "admin.token")
+        assert unknown.returncode == 1 and "not_found" in unknown.stderr
         (world / "other.pub").write_bytes(public_key_pem(Ed25519PrivateKey.generate().public_key()))
         forged = covey("release", "export", *where, "--owner-key", world / "other.pub", "-o", world / "forged")
         assert forged.returncode == 1 and "release_refused" in forged.stderr and not (world / "forged").exists()
@@ -108,6 +112,20 @@ def test_a_delegation_is_renewed_by_the_owner(covey, world):
     assert new.expires_at > old.expires_at
     owner = load_private_key(key_file.read_bytes(), "owner.key").public_key()
     verify_delegation(owner, new, population="p", now_s=time.time() + 199 * 86_400)
+    fresh = covey(
+        "release", "delegate", world / "new.json", "--sign-with", key_file, "--new-key", world / "new.key",
+        "--population", "q",
+    )  # fmt: skip
+    assert fresh.returncode == 0, fresh.stderr
+    made, key = decode_delegation((world / "new.json").read_bytes()), (world / "new.key").read_bytes()
+    assert made.release_key == load_private_key(key, "new.key").public_key().public_bytes_raw().hex()
+    assert made.release_key != old.release_key and (world / "new.key").stat().st_mode & 0o077 == 0
+    verify_delegation(owner, made, population="q", now_s=time.time())
+    again = covey(
+        "release", "delegate", path, "--sign-with", key_file, "--new-key", world / "new.key", "--population", "q"
+    )
+    assert again.returncode == 2 and "which exists" in again.stderr and (world / "new.key").read_bytes() == key
+    assert covey("release", "delegate", path, "--sign-with", key_file, "--population", "q").returncode == 2
     path.write_bytes(msgspec.json.encode({"population": "p"}))
     refused = covey("release", "delegate", path, "--sign-with", key_file)
     assert refused.returncode == 1 and "release_refused" in refused.stderr

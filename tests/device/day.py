@@ -160,5 +160,6 @@ def live(home, trace, seed=0):
     scheduler = Scheduler([agent], schedule=Schedule(home.path, clock), clock=clock)
     clock.end = scheduler.stop
     server.abort = lambda: None  # the end of the trace is the end of the world, not of the connection
+    clock.advance_to(0)  # a trace may begin asleep
     scheduler.run()
     return server, trainer, events

@@ -291,3 +291,23 @@ def test_a_floor_holds_in_a_ring():
     assert isinstance(report(plan, PrivacyFloor(noise_multiplier=1.0)), SendReport)
     shares = report(private_plan("skellam:clip=1,noise=1", RING), PrivacyFloor())
     assert isinstance(shares, SendAbandon) and shares.message.reason == "plan_refused"  # without masks
+
+
+def test_under_noise_all_segments_have_one_codec():
+    """They are clipped and clamped together; another codec beside a ring would be another measure."""
+    plan = unpack_plan(private_plan("skellam:clip=1,noise=1", RING))
+    (phase,) = plan.manifest.phases
+    second = msgspec.structs.replace(phase.segments[0], name="other", codec="float32", ring=None)
+    two = (msgspec.structs.replace(phase, segments=(*phase.segments, second)),)
+    with pytest.raises(PlanFormatError, match="one for all segments"):
+        unpack_plan(world.changed(plan, phases=two))
+    plain = world.plan()
+    segment = plain.manifest.phases[0].segments[0]
+    segments = segment, msgspec.structs.replace(segment, name="other", codec=RING)
+    phases = (msgspec.structs.replace(plain.manifest.phases[0], segments=segments),)
+    with pytest.raises(PrivacyError, match="one codec for all segments"):
+        with_privacy(
+            Prepared(world.changed(plain, phases=phases), world.checkpoint(), True),
+            parse_spec("skellam:clip=1,noise=1"),
+            SETTING,
+        )

@@ -205,3 +205,22 @@ def test_sigma_local_under_two_units_says_what_to_do():
 def test_updates_that_are_not_finite_do_not_leave_the_device(bad):
     with pytest.raises(UpdateNotFiniteError):
         contribute(BASE, {"m": np.array([1.0, bad], np.float32)}, 2.0, seeded("bad"))
+
+
+def test_a_clamp_bounds_a_coordinate_before_its_noise_and_only_shortens():
+    """Units of 1000, 20,000 coordinates: four deviations are ceil(4 * 1000 / sqrt(20000)) = 29 units."""
+    limit = BASE.limit(DIM, 4.0)
+    assert limit == 29 and BASE.limit(4, 4.0) == 1001  # never more than what rounding makes of the clip
+    assert BASE.coordinate_bound(limit) == 29 + BASE.noise().bound
+    quiet = dataclasses.replace(BASE, kind="gaussian")
+    spiked = np.zeros(DIM, np.float32)
+    spiked[0], spiked[1:] = 1.5, np.random.default_rng(1).standard_normal(DIM - 1) * 0.005
+    free, clamped = (
+        contribute(quiet, {"m": spiked}, 2.0, seeded("clamp"), limit=at).vectors["m"] for at in (None, limit)
+    )
+    assert free[0] > 700 and clamped[0] == limit == np.abs(clamped).max()
+    assert (clamped == np.clip(free, -limit, limit)).all()  # the same rounding, before the clamp
+    assert quiet.coordinate_bound(limit) == limit
+    # Of the noise nothing is cut: it is added after the clamp.
+    drawn = contribute(BASE, {"m": np.zeros(DIM, np.float32)}, 2.0, seeded("tails"), limit=1).vectors["m"]
+    assert np.abs(drawn).max() > 3 * BASE.share_units

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from covey.admission.limits import Limits
-from covey.server.config import RoundConfig, ServerConfig
+from covey.server.config import PaceConfig, RoundConfig, ServerConfig
 from covey.server.tasks import _LEGAL, Action, TaskState
 
 PAGE = (Path(__file__).parents[2] / "docs" / "server.md").read_text()
-TABLES = {"round", "release", "limits"}
-KEYS = [(kind, name) for kind in (ServerConfig, RoundConfig, Limits) for name in kind.__struct_fields__]
+TABLES = {"round", "pace", "release", "limits"}
+KEYS = [(kind, name) for kind in (ServerConfig, RoundConfig, PaceConfig, Limits) for name in kind.__struct_fields__]
 
 
 def row(key):

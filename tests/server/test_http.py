@@ -151,8 +151,8 @@ def test_reports_that_cannot_be_folded_end_the_round_and_leave_the_buffers_empty
         assert (row.status, row.reason, row.reported) == ("abandoned", "too_many_lost", 0)
         assert_failed(await s.report(second), 409, "round_closed")
         # The second report may have come before the first one's buffer was back: then there are two.
-        await s.until(lambda: len(s.service._buffers) == s.service._num_buffers >= 1)
-        assert not any(any(buffer) for buffer in s.service._buffers)
+        await s.until(lambda: len(s.service.buffers.free) == s.service.buffers.num >= 1)
+        assert not any(any(buffer) for buffer in s.service.buffers.free)
 
     run(scenario)
 
@@ -189,7 +189,7 @@ def test_a_report_whose_length_is_wrong(length, sent, status, code):
         headers += [] if length is None else [(b"content-length", length.encode())]
         got_status, content = await raw(s.app, "POST", path, headers, [bytes(sent)])
         assert (got_status, msgspec.json.decode(content, type=ErrorBody).code) == (status, code)
-        await s.until(lambda: len(s.service._buffers) == s.service._num_buffers)
+        await s.until(lambda: len(s.service.buffers.free) == s.service.buffers.num)
         # An empty body is a report that cannot be folded. Whatever never was a whole body leaves the session open.
         assert (await s.report(session)).status_code == (200 if sent else 409)
 
@@ -217,12 +217,12 @@ def test_more_reports_at_once_than_buffers_are_asked_to_come_again():
         headers = [(b"authorization", s.headers["authorization"].encode()), (b"content-length", b"%d" % len(data))]
         path = f"/v1/sessions/{first}/report"
         slow = asyncio.create_task(raw(s.app, "POST", path, headers, [data[:50], hold, data[50:]]))
-        await s.until(lambda: s.service._num_buffers == 1)
+        await s.until(lambda: s.service.buffers.num == 1)
         got = await s.report(second)
         assert assert_failed(got, 503, "busy").retry_after_s == 1.0 and got.headers["retry-after"] == "1"
         hold.set()
         assert (await slow)[0] == 200
-        await s.until(lambda: s.service._buffers)
+        await s.until(lambda: s.service.buffers.free)
         assert (await s.report(second)).status_code == 200
 
     run(scenario, buffers=1)

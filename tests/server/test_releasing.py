@@ -187,6 +187,40 @@ def test_evaluations_that_fail_keep_a_candidate_out_and_training_goes_on(directo
     apps.run(scenario, directory=directory, release=gate, rounds=ROUNDS)
 
 
+def test_an_administrator_rolls_back_and_a_candidate_is_compared_anew(directory):
+    token = "t" * 43
+
+    async def scenario(served):
+        async def roll_back(version, bearer=token):
+            path = f"/v1/admin/populations/{P}/releases"
+            headers = {"authorization": f"Bearer {bearer}"}
+            return await served.client.post(path, content=b'{"version": %d}' % version, headers=headers)
+
+        await round_of(served)
+        await round_of(served)
+        await evaluated(served, d=-0.1)
+        assert (await release(served)).version == 2
+        while not any(t.name.startswith("release-") and t.state == "running" for t in tasks(served)):
+            await round_of(served)
+        (before,) = [t for t in tasks(served) if t.state == "running" and t.kind == "evaluate"]
+        apps.assert_failed(await roll_back(2), 400, "release_refused")
+        apps.assert_failed(await roll_back(9), 404, "not_found")
+        apps.assert_failed(await roll_back(1, served.headers["authorization"].split()[1]), 401, "unauthorized")
+        made = decode_release((await roll_back(1)).content)
+        assert (made.version, made.rollback_of) == (3, 1) and await release(served) == made
+        await served.until(lambda: before.name in [t.name for t in tasks(served) if t.state == "cancelled"])
+        given = await evaluated(served, d=-0.1)
+        assert {a.shared.sha256 for a in given} == {made.checkpoint}
+        assert (await release(served)).version == 4
+        assert (await history(served)).candidates[-1].status == "promoted"
+
+    apps.run(scenario, directory=directory, release=GATE, rounds=ROUNDS, admin_token=token)
+
+
+def tasks(served):
+    return served.service._storage.tasks(P)
+
+
 @pytest.mark.parametrize("gone", [KEY_FILE, DELEGATION_FILE])
 def test_without_the_owners_word_nothing_is_released_and_training_goes_on(directory, gone):
     (directory / gone).unlink()

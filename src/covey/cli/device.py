@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from covey.cli import consent
 from covey.cli.joining import install_service, join, leave
 from covey.cli.options import file_path, read_file
 from covey.cli.running import run
@@ -19,12 +18,31 @@ __all__ = ["command", "fill_home"]
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
-@click.group("device")
+class _Commands(click.Group):
+    """Imports what a device's owner asks and decides with when it is used: an agent that runs has no use for it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self._add_consent()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.commands:
+            self._add_consent()
+        return super().get_command(ctx, cmd_name)
+
+    def _add_consent(self) -> None:
+        from covey.cli import consent
+
+        for each in consent.commands:
+            self.add_command(each)
+
+
+@click.group("device", cls=_Commands)
 def command() -> None:
     """Run a device, put examples on it, and see and decide what it does."""
 
 
-for _each in (run, join, leave, install_service, *consent.commands):
+for _each in (run, join, leave, install_service):
     command.add_command(_each)
 
 

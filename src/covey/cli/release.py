@@ -1,15 +1,18 @@
 """``covey release``: what a population has released, a release as a file, and the owner's word for the release key."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 
+from covey.cli.admin import admin_options, connected
 from covey.cli.options import file_path, read_file
 from covey.cli.output import bytes_text, print_table, write_file, write_json
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     from covey.device.transport import HttpTransport
     from covey.plans.release import Release
     from covey.wire.messages import BlobRef
@@ -27,7 +30,7 @@ _population = click.option("--population", required=True, metavar="P", help="Who
 
 @click.group("release")
 def command() -> None:
-    """List and export releases, and delegate their signing; docs/releases.md explains them."""
+    """List, export and roll back releases, and delegate their signing; docs/releases.md explains them."""
 
 
 @command.command("list")
@@ -117,29 +120,78 @@ def export(
 
 
 @command.command()
+@click.argument("version", type=int)
+@admin_options
+def rollback(version: int, as_json: bool, **where: Any) -> None:
+    """Publish the checkpoint of an earlier VERSION again, as a new version: devices never go backwards."""
+    from covey.plans.release import Release
+    from covey.wire.messages import ReleaseWanted
+
+    with connected(**where) as client:
+        made = client.post("/releases", ReleaseWanted(version=version), Release)
+    if as_json:
+        write_json(made, "-")
+        return
+    click.echo(f"version {made.version} of population {made.population!r} has the checkpoint of version {version}")
+
+
+@command.command()
 @click.argument("delegation", type=file_path)
 @click.option("--sign-with", type=file_path, required=True, metavar="KEY", help="The owner's private key.")
 @click.option("--days", type=click.IntRange(1, 3650), default=90, show_default=True, help="How long it holds from now.")
-def delegate(delegation: Path, sign_with: Path, days: int) -> None:
-    """Renew a DELEGATION file: the same population and release key, until a later day. The owner does this."""
-    import time
+@click.option("--new-key", type=file_path, metavar="FILE", help="Make a new release key in FILE and delegate to it.")
+@click.option("--population", metavar="P", help="With --new-key: for whom.")
+def delegate(delegation: Path, sign_with: Path, days: int, new_key: Path | None, population: str | None) -> None:
+    """Renew a DELEGATION file: the same population and release key, until a later day. The owner does this.
 
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    With --new-key and --population, for a server that has none or whose key was stolen, the file is made anew; the new
+    key and the DELEGATION file then go into the server's directory.
+    """
+    import time
 
     from covey.plans.release import decode_delegation
     from covey.plans.release import delegate as sign_delegation
     from covey.plans.signing import load_private_key
-    from covey.types.errors import ReleaseRefusedError
+    from covey.types.errors import UsageError
 
     owner = load_private_key(read_file(sign_with, "--sign-with"), f"--sign-with {sign_with}")
-    old = decode_delegation(read_file(delegation, "delegation"))
+    if (new_key is None) != (population is None):
+        raise UsageError("--new-key and --population", expected="both or neither", got="one")
+    if new_key is not None and population is not None:
+        key = _new_release_key(new_key)
+    else:
+        old = decode_delegation(read_file(delegation, "delegation"))
+        key, population = _release_key(old.release_key), old.population
+    made = sign_delegation(owner, population, key, int(time.time()) + days * 86_400)
+    write_file(delegation, msgspec.json.format(msgspec.json.encode(made)) + b"\n")
+    click.echo(f"{delegation}: population {population!r}, until {_time(made.expires_at)}")
+
+
+def _release_key(text: str) -> "Ed25519PublicKey":
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from covey.types.errors import ReleaseRefusedError
+
     try:
-        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(old.release_key))
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))
     except ValueError as e:
         raise ReleaseRefusedError("delegation: release_key", expected="an Ed25519 key", got="something else") from e
-    made = sign_delegation(owner, old.population, key, int(time.time()) + days * 86_400)
-    write_file(delegation, msgspec.json.format(msgspec.json.encode(made)) + b"\n")
-    click.echo(f"{delegation}: population {old.population!r}, until {_time(made.expires_at)}")
+
+
+def _new_release_key(path: Path) -> "Ed25519PublicKey":
+    """Make a release key in a new file that only its owner can read."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from covey.plans.signing import private_key_pem
+    from covey.server.authority import write_private
+    from covey.types.errors import UsageError
+
+    key = Ed25519PrivateKey.generate()
+    try:
+        write_private(path, private_key_pem(key))
+    except FileExistsError as e:
+        raise UsageError("--new-key", expected="a new file", got=f"{path}, which exists") from e
+    return key.public_key()
 
 
 _LIST = "`covey release list` shows what there is"

@@ -62,6 +62,7 @@ def run(
     """
     from covey.cli.pipes import terminate_with_stdin
     from covey.device.conditions.system import assumptions
+    from covey.device.heap import return_freed_memory
     from covey.device.priority import give_way
     from covey.types.errors import UsageError
 
@@ -73,6 +74,7 @@ def run(
                          got="some of them")  # fmt: skip
     if priority == "low":
         give_way()
+    return_freed_memory()
     homes = homes or (default_home(),)
     if server is None or population is None or owner_key is None:
         if once or len(homes) > 1:
@@ -88,6 +90,7 @@ def _run_joined(home: Path, assume: tuple[str, ...], isolate: bool, as_json: boo
     from covey.device.clock import SystemClock
     from covey.device.conditions.system import system_conditions
     from covey.device.home import DeviceHome
+    from covey.device.keeper import ReleaseKeeper
     from covey.device.pace import stop_on_signals
     from covey.device.populations import Populations
     from covey.device.scheduler import Schedule, Scheduler
@@ -99,17 +102,23 @@ def _run_joined(home: Path, assume: tuple[str, ...], isolate: bool, as_json: boo
         raise UsageError(f"state directory {home}", expected="a population that was joined", got="none",
                          hint="covey device join --help")  # fmt: skip
     clock, trainer, verified, show = SystemClock(), _trainer(isolate), Verified(), _shown("", as_json, threading.Lock())
-    with DeviceHome(home) as opened, closing(system_conditions(home, clock, assume=assume)) as conditions:
-        agents = [
-            DeviceAgent(
-                opened, m.server, m.policy(), ca_file=Path(m.ca_file) if m.ca_file else None, trainer=trainer,
-                conditions=conditions, verified=verified, on_event=show, clock=clock,
-                authority=m.pinned_authority(m.authority_tokens()), attestation=m.tokens(),
-            )
-            for m in members
-        ]  # fmt: skip
+    with ExitStack() as stack:
+        opened = stack.enter_context(DeviceHome(home))
+        conditions = stack.enter_context(closing(system_conditions(home, clock, assume=assume)))
+        agents, keepers = [], []
+        for m in members:
+            ca_file, policy = Path(m.ca_file) if m.ca_file else None, m.policy()
+            keeper = stack.enter_context(closing(ReleaseKeeper(home, m.server, policy, show, ca_file=ca_file)))
+            keepers.append(keeper)
+            agents.append(
+                DeviceAgent(
+                    opened, m.server, policy, ca_file=ca_file, trainer=trainer,
+                    conditions=conditions, verified=verified, on_event=keeper, clock=clock,
+                    authority=m.pinned_authority(m.authority_tokens()), attestation=m.tokens(),
+                )
+            )  # fmt: skip
         scheduler = Scheduler(agents, schedule=Schedule(home, clock), clock=clock, on_event=show)
-        with stop_on_signals(scheduler.stop) as received:
+        with stop_on_signals(scheduler.stop, *(k.stop for k in keepers)) as received:
             scheduler.run()
     return 128 + received[0] if received else 0
 

@@ -9,9 +9,9 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from covey.device.account import Account
-from covey.device.authority import PinnedAuthority
 from covey.device.choices import Choices
 from covey.device.clock import SystemClock
 from covey.device.conditions.conditions import Conditions, Verdict
@@ -31,6 +31,9 @@ from covey.device.transport import HttpTransport, Transport
 from covey.device.verified import Verified
 from covey.types.clock import DeviceClock
 from covey.types.errors import CoveyError, NotFoundError, StateError, UsageError, VersionError
+
+if TYPE_CHECKING:
+    from covey.device.authority import PinnedAuthority
 
 __all__ = ["AgentEvent", "AgentSummary", "DeviceAgent"]
 
@@ -57,7 +60,7 @@ class DeviceAgent:
         clock: DeviceClock | None = None,
         verified: Verified | None = None,
         chance: random.Random | None = None,
-        authority: PinnedAuthority | None = None,
+        authority: "PinnedAuthority | None" = None,
         attestation: Callable[[], str] = no_tokens,
     ) -> None:
         """Prepare an agent; nothing is sent yet.

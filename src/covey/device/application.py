@@ -60,8 +60,7 @@ class Application:
         """Open the state directory; nothing is sent yet.
 
         Args:
-            home: the state directory. While it is open here, no other agent can use it; other processes may add
-                examples (:meth:`covey.device.examples.ExampleStore.of_home`).
+            home: the state directory. No other agent can use it meanwhile; other processes may add examples.
             server_url: ``https://host:port``.
             policy: what the owner accepts; names the population.
             ca_file: the authority to trust; None: the system's.
@@ -86,14 +85,9 @@ class Application:
             self.examples = self._home.examples
             self.model = PersonalModel(home, policy.owner_key, policy.population)
             self._agent = DeviceAgent(
-                self._home,
-                server_url,
-                policy,
-                ca_file=ca_file,
-                transport=transport,
-                conditions=self._conditions,
-                on_event=self._noted,
-            )
+                self._home, server_url, policy, ca_file=ca_file, transport=transport,
+                conditions=self._conditions, on_event=self._noted,
+            )  # fmt: skip
         except BaseException:
             self._home.close()
             raise

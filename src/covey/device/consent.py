@@ -18,7 +18,7 @@ from covey.device.examples import Collection, ExampleStore
 from covey.device.files import erase, folder_name, is_held, quarantined, storage_errors, written_whole
 from covey.device.ledger import Chain, Ledger, LedgerEntry
 from covey.device.populations import Populations
-from covey.device.statement import Act, SessionRecord, Totals, acts, sessions, totals
+from covey.device.statement import Act, SessionRecord, Totals, acts, sessions, time_text, totals
 from covey.types.errors import StorageError, UsageError
 
 __all__ = ["Owner", "Overview"]
@@ -113,7 +113,7 @@ class Owner:
         """Train nothing for ``for_s`` seconds; infinity: until resumed. A running session ends within a second."""
         until_s = self.clock() + for_s
         self.choices.pause(until_s)
-        self._record("paused", reason="until resumed" if for_s == float("inf") else f"for {for_s:g} s")
+        self._record("paused", reason=f"until {'you resume' if for_s == float('inf') else time_text(until_s)}")
 
     def resume(self) -> None:
         """End a pause."""

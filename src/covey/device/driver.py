@@ -10,9 +10,9 @@ import random
 from collections.abc import Generator, MutableSet
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from covey.device.account import Account
-from covey.device.authority import PinnedAuthority
 from covey.device.effects import (
     CONDITION_LAPSED,
     TIME_IS_UP,
@@ -42,10 +42,13 @@ from covey.device.trainer import Trainer, TrainingStopped
 from covey.device.transport import Transport
 from covey.device.verified import Verified
 from covey.privacy.randomness import AesCtr
-from covey.secagg import Identity
 from covey.types.clock import DeviceClock, Wakeable
 from covey.types.errors import CoveyError, EnrolmentError, StorageError
 from covey.wire.messages import BlobRef, Reported
+
+if TYPE_CHECKING:
+    from covey.device.authority import PinnedAuthority
+    from covey.secagg import Identity
 
 __all__ = ["Driver", "Parts"]
 
@@ -78,7 +81,7 @@ class Parts:
     stopping: Wakeable
     summary: AgentSummary
     tell: Tell
-    authority: PinnedAuthority | None = None
+    authority: "PinnedAuthority | None" = None
     used_sums: MutableSet[bytes] = field(default_factory=set)
 
 
@@ -184,7 +187,7 @@ class Driver:
             case Finished():
                 return effect
 
-    def _identity(self, now_s: int) -> Identity:
+    def _identity(self, now_s: int) -> "Identity":
         if self._parts.authority is None:
             raise EnrolmentError("identity", expected="an enrolment authority to ask", got="only its key")
         return self._parts.authority.identity(now_s)

@@ -59,7 +59,7 @@ class PersonalModel:
         clock: Callable[[], float] = time.time,
         graphs: GraphCache | None = None,
     ) -> None:
-        """Load what is here; nothing is sent.
+        """Load what is here; nothing is sent. The device's own agent, if one runs, fetches releases from now on.
 
         Args:
             home: the device's state directory, whether or not an agent has it open.
@@ -70,6 +70,7 @@ class PersonalModel:
         """
         self._home, self._clock = home, clock
         self._store = ReleaseStore(home, owner_key, population, clock=clock)
+        self._store.want()
         self._graphs = graphs or GraphCache()
         self._lock = threading.RLock()
         self._served: Served | None = None

@@ -5,16 +5,19 @@ One agent serves all of them. A person writes the file with ``covey device join`
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from covey.device.authority import PinnedAuthority
 from covey.device.files import file_lock, storage_errors, written_whole
 from covey.device.policy import OwnerPolicy
 from covey.device.private import PrivacyFloor
 from covey.device.tokens import AttestationFile, no_tokens
 from covey.types.errors import StorageError, UsageError
+
+if TYPE_CHECKING:
+    from covey.device.authority import PinnedAuthority
 
 __all__ = ["Membership", "Populations"]
 
@@ -84,10 +87,12 @@ class Membership(msgspec.Struct, frozen=True, kw_only=True):
         """Return what gives the next attestation for the authority. Raises UsageError."""
         return _tokens(self.authority_attestation)
 
-    def pinned_authority(self, tokens: Callable[[], str]) -> PinnedAuthority | None:
+    def pinned_authority(self, tokens: Callable[[], str]) -> "PinnedAuthority | None":
         """Return the enrolment authority for one device, or None where none is pinned. Raises UsageError."""
         if not self.authority:
             return None
+        from covey.device.authority import PinnedAuthority
+
         return PinnedAuthority(
             self.authority,
             bytes.fromhex(self.authority_key),

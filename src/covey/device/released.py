@@ -79,6 +79,16 @@ class ReleaseStore:
         self._verified = verified or Verified()
         self._path = self.folder / "release.json"
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether an application on this device serves this population's model."""
+        return self.folder.is_dir()
+
+    def want(self) -> None:
+        """Say that an application serves this population's model: the device's agent fetches releases from now on."""
+        with storage_errors("release"):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
     def stamp(self) -> object:
         """Return what changes when another process stores a newer release; quick."""
         try:
@@ -119,8 +129,7 @@ class ReleaseStore:
             TransportError, StorageError: it did not arrive, or could not be kept; the one before goes on serving.
         """
         release = decode_release(source.release(self._population))
-        with storage_errors("release"):
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.want()
         with file_lock(self.folder / "lock"):
             before = self._kept()
             self._verify(release, self._clock(), newest_seen=max(self._floor(), before.version if before else 0))

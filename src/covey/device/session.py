@@ -24,6 +24,7 @@ once, and a retry sends the identical bytes (a second encoding under one mask wo
 import os
 from collections.abc import Callable, MutableSet
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,14 +50,12 @@ from covey.device.effects import (
 )
 from covey.device.policy import OwnerPolicy, check_assignment, check_offer
 from covey.device.private import private_segments
-from covey.device.secure import SecureReport, sum_session
 from covey.device.trainer import LocalResult, TrainingJob
 from covey.device.update import check_rings, drawn_structure, encoded_update, summed_integers
 from covey.device.verified import Verified
 from covey.plans.manifest import Manifest
 from covey.plans.plan import Plan
 from covey.privacy.randomness import Randomness, refuse_seeded
-from covey.secagg import Identity
 from covey.types.errors import (
     AlreadyCountedError,
     BusyError,
@@ -68,6 +67,10 @@ from covey.types.errors import (
 )
 from covey.types.tensors import Tensors
 from covey.wire.messages import SECURE_STEPS, Abandon, Assignment, CheckIn, ComeBack, Joined, Reported, Taken
+
+if TYPE_CHECKING:
+    from covey.device.secure import SecureReport
+    from covey.secagg import Identity
 
 __all__ = ["Session", "SessionState"]
 
@@ -198,7 +201,7 @@ class Session:
         self._params = {}
         return self._go(SessionState.REPORTING, SendReport(self.assignment.session, body))
 
-    def certified(self, identity: Identity, now_s: int) -> Effect:
+    def certified(self, identity: "Identity", now_s: int) -> Effect:
         """Take an identity, and the time (seconds since 1970, by this device's clock) at which others' must be valid.
 
         Raises:
@@ -284,6 +287,8 @@ class Session:
             check_assignment(self._policy, plan, assignment)
             check_rings(plan.manifest, assignment.phase)
             if assignment.mode == "secure":  # before training: a sum that this device would refuse is not worth it
+                from covey.device.secure import sum_session  # devices in plain mode do without its two megabytes
+
                 sum_session(plan.manifest, assignment, self._policy.population, group=0)
             self._plan = plan
             return self._go(SessionState.FETCHING_CHECKPOINT, FetchBlob(assignment.checkpoint, "checkpoint"))
@@ -305,6 +310,8 @@ class Session:
         return self._go(SessionState.TRAINING, Train(job, within_s))
 
     def _begin_sum(self, manifest: Manifest, assignment: Assignment, values: Segments) -> Effect:
+        from covey.device.secure import SecureReport
+
         self._params = {}
         self._secure = SecureReport(
             manifest,

@@ -25,6 +25,7 @@ from covey.server.population import check_signature
 from covey.server.service import Service
 from covey.server.settings import RoundSettings, TaskSettings, encode_settings
 from covey.server.tasks import EVALUATE, TRAIN, Action, TaskState
+from covey.server.view import population_details
 from covey.storage.interface import Storage, TaskRecord
 from covey.types.errors import NotFoundError, UnauthorizedError, UsageError, WireError
 from covey.types.tensors import sha256_hex
@@ -120,16 +121,8 @@ class Admin:
         return Populations(populations=(self._service.population,))
 
     async def _population(self, request: Request) -> PopulationDetails:
-        coordinator = self._service.coordinator
-        return PopulationDetails(
-            population=self._service.population,
-            state=coordinator.state.value,
-            round=coordinator.round,
-            checkpoint=coordinator.checkpoint,
-            waiting=self._service.selector.num_waiting,
-            tasks=coordinator.tasks(),
-            versions=tuple(v.round for v in self._storage.versions(self._service.population)),
-        )
+        waiting = self._service.selector.num_waiting
+        return population_details(self._service.coordinator, self._storage, waiting=waiting)
 
     async def _store_plan(self, request: Request) -> BlobRef:
         data = await small_body(request, MAX_PLAN_BYTES)

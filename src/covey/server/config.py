@@ -12,6 +12,7 @@ from covey.types.errors import UsageError
 
 __all__ = ["PaceConfig", "ReleaseConfig", "RoundConfig", "ServerConfig", "check_name", "load_config"]
 
+
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _MAX_NAME = 64

@@ -120,7 +120,7 @@ def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRo
                 raise UpdateFormatError("report", expected=f"{size} bytes", got=f"{used} bytes", hint="truncated")
             answer = service.deliver(request.path_params["session"], buffer, used, message)
         except BaseException:
-            service.give_buffer(buffer, used)
+            service.buffers.give(buffer, used)
             raise
         return await answer
 
@@ -129,8 +129,9 @@ def create_app(service: Service, gate: Gate | None = None, more: Sequence[BaseRo
         _authorize(service, gate, request)
         session = request.path_params["session"]
         reason = message.reason[:64]
-        left = await service.ask_aggregator(session, lambda ticket: AbandonArrived(ticket, session, reason))
-        return json_answer(left)
+        return json_answer(
+            await service.ask_aggregator(session, lambda ticket: AbandonArrived(ticket, session, reason))
+        )
 
     async def blob(request: Request) -> Response:
         counted = "authorization" in request.headers and bool(_authorize(service, gate, request))

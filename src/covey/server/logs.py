@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-__all__ = ["LOG", "event", "logging_to"]
+from covey.wire.messages import RoundSummary
+
+__all__ = ["LOG", "event", "logging_to", "tell_round"]
 
 LOG = logging.getLogger("covey.server")
 """The server's own logger; uvicorn's errors go the same way."""
@@ -31,6 +33,17 @@ def event(level: int, what: str, *, error: BaseException | None = None, **facts:
         facts: numbers and stable words; never anything of one device.
     """
     LOG.log(level, what, exc_info=error, extra={_FACTS: facts})
+
+
+def tell_round(row: RoundSummary) -> None:
+    """Log that a round ended."""
+    event(logging.INFO, "round ended", **{name: getattr(row, name) for name in _OF_ROUND})
+
+
+_OF_ROUND = (
+    "round", "kind", "task", "status", "reason", "selected", "reported", "lost", "seconds", "bytes_up", "bytes_down",
+)  # fmt: skip
+"""What the log tells of a round: of its public row, without the metrics, which are in the row."""
 
 
 class _Text(logging.Formatter):

@@ -43,7 +43,7 @@ def serve(
     """Serve until SIGINT or SIGTERM; then answer who waits, and return.
 
     Args:
-        directory: holds the files that ``config`` names; ``authority/``, ``data/`` and the keys are made.
+        directory: holds the files that ``config`` names; ``authority/``, ``credential.key`` and ``data/`` are made.
         config: what to serve, and how.
         on_ready: called once, when connections are accepted.
         on_round: gets every round that ends, committed or abandoned.

@@ -5,25 +5,24 @@ The selector and the coordinator run on the event loop; the aggregators, in thre
 
 import asyncio
 import contextlib
-import logging
 import math
 import os
 import random
 import secrets
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from covey.privacy.randomness import AesCtr
+from covey.server.bodies import BlobCache, Buffers
 from covey.server.clock import steady_clock
 from covey.server.config import ServerConfig
 from covey.server.coordinator import Coordinator, CoordinatorState
 from covey.server.credentials import Credentials
 from covey.server.engine import Engine
 from covey.server.health import check_health, tell_stopped_clock
-from covey.server.logs import event
+from covey.server.logs import tell_round
 from covey.server.messages import (
     AbandonArrived,
     BytesServed,
@@ -33,24 +32,22 @@ from covey.server.messages import (
     Envelope,
     Reply,
     StepAwaited,
-    WantDevices,
     coordinator_address,
     selector_address,
 )
 from covey.server.metrics import Metrics
-from covey.server.pace import PaceSettings, PaceSteering
 from covey.server.participation import Participation, already_in_round
 from covey.server.reconnect import Reconnect
 from covey.server.releasing import Releasing
 from covey.server.selector import Selector, SelectorSettings
 from covey.server.shards import Shards
+from covey.server.view import population_status
 from covey.storage.interface import Storage
 from covey.types.errors import AlreadyInRoundError, BusyError, CoveyError, NotFoundError, RoundClosedError
 from covey.wire.messages import Assignment, ComeBack, PopulationStatus, RoundSummary, TaskStatus
 
 __all__ = ["Service"]
 
-_CACHED_BLOBS = 4
 _AGAIN = "check in again"
 
 
@@ -88,11 +85,7 @@ class Service:
             num_shards=config.num_shards,
             noise=AesCtr(os.urandom(32), private=True),
         )
-        self.pace = PaceSteering(
-            PaceSettings(config.round.goal, config.poll_s, config.pace.margin, config.pace.least_s, config.pace.most_s)
-        )
-        self.reconnect = Reconnect(config.retry_s, pace=self.pace)
-        self._paced: WantDevices | None = None
+        self.reconnect = Reconnect.steered(config)
         self.participation = Participation()
         waiting = SelectorSettings(config.poll_s, config.max_waiting)
         self.selector = Selector(self.population, waiting, random.SystemRandom())
@@ -113,11 +106,10 @@ class Service:
         self._storage = storage
         self._on_round = on_round
         self._num_told = self.coordinator.summaries
-        self._buffers: deque[bytearray] = deque()
-        self._num_buffers = 0
+        self.buffers = Buffers(config.buffers)
         self._polls: dict[str, asyncio.Future[Any]] = {}
         self._waiting: dict[str, asyncio.Future[Any]] = {}
-        self._blobs: dict[str, bytes] = {}
+        self._blobs = BlobCache(storage)
         self._changed = asyncio.Event()
         self._wakes_at_s = math.inf
         self._stopping = False
@@ -178,7 +170,7 @@ class Service:
         Whoever waits already under the same ``subject`` of a credential is refused: it has one place.
         """
         ticket, answer = self._ticket()
-        self.pace.observe_checkin(self.now_s())
+        self.reconnect.observe_checkin(self.now_s())
         if former := self.participation.arrived(ticket, subject):
             self._answer(former, Reply(already_in_round()))
             self._send(selector_address(self.population), DeviceLeft(former))
@@ -240,25 +232,15 @@ class Service:
         return status
 
     def take_buffer(self) -> bytearray:
-        """Take one of the few buffers for report bodies; whoever takes it gives it back.
+        """Take one of the few buffers for report bodies; whoever takes it gives it back to ``buffers``.
 
         Raises:
             BusyError: all are in use.
         """
-        while self._buffers:
-            if len(buffer := self._buffers.pop()) >= self.max_body_bytes:
-                return buffer
-            self._num_buffers -= 1  # made before a task with larger updates came
-        if self._num_buffers >= self.config.buffers:
-            busy = BusyError("report", expected="a free buffer", got="all in use", hint="try again shortly")
-            raise self._stamped(busy)
-        self._num_buffers += 1
-        return bytearray(self.max_body_bytes)
-
-    def give_buffer(self, buffer: bytearray, used: int) -> None:
-        """Overwrite what was used and put the buffer back."""
-        buffer[:used] = bytes(used)
-        self._buffers.append(buffer)
+        try:
+            return self.buffers.take(self.max_body_bytes)
+        except BusyError as busy:
+            raise self._stamped(busy) from None
 
     def deliver(
         self, session: str, buffer: bytearray, used: int, message: Callable[[str, memoryview], Any]
@@ -275,19 +257,14 @@ class Service:
 
         def done() -> None:
             body.release()
-            self.give_buffer(buffer, used)
+            self.buffers.give(buffer, used)
 
         self.shards.after_post(self.shards.place(session), done)
         return answer
 
     def blob(self, sha256: str, *, counted: bool, start: int = 0) -> bytes:
         """Return a plan or checkpoint; ``counted``: a device takes it from ``start`` on, which the round counts."""
-        if sha256 not in self._blobs:
-            data = self._storage.blob(sha256)
-            while len(self._blobs) >= _CACHED_BLOBS:
-                del self._blobs[next(iter(self._blobs))]
-            self._blobs[sha256] = data
-        data = self._blobs[sha256]
+        data = self._blobs.get(sha256)
         if counted:
             self._send(coordinator_address(self.population), BytesServed(max(0, len(data) - start)))
         return data
@@ -300,24 +277,13 @@ class Service:
         """
         if population != self.population:
             raise NotFoundError("population", expected="one that this server serves", got="another name")
-        coordinator = self.coordinator
-        task = coordinator.training
-        if task is None:
-            raise NotFoundError("population", expected="one with a task that trains", got="none yet")
-        manifest = coordinator.manifest(task.name)
-        return PopulationStatus(
-            population=population,
-            task=manifest.task,
-            state=coordinator.state.value,
-            round=coordinator.round,
+        return population_status(
+            self.coordinator,
+            self._storage,
+            self.releasing.desk,
             waiting=self.selector.num_waiting,
-            plan=coordinator.plan(task.name),
-            checkpoint=coordinator.checkpoint,
-            mode=manifest.privacy.mode,
-            min_cohort=manifest.privacy.min_cohort,
-            rounds=self._storage.rounds(population, max(0, after)),
-            release=self.releasing.desk.version,
-            releasing=self.releasing.desk.state(self.now_s()),
+            after=after,
+            now_s=self.now_s(),
         )
 
     def _come_back(self, reason: str) -> ComeBack:
@@ -327,11 +293,8 @@ class Service:
 
     def _stamped(self, message: Any) -> Any:
         """Fill in when a device shall come again: the only place where that is decided."""
-        now_s, wish = self.now_s(), self.selector.wish
-        if wish is not None and wish is not self._paced:
-            lasts_s = 0.0 if wish.expected_at_s is None else wish.expected_at_s - now_s
-            self.pace.observe_round(now_s, wanted=wish.count, at_least=wish.at_least, lasts_s=lasts_s)
-            self._paced = wish
+        now_s = self.now_s()
+        self.reconnect.observe_wish(self.selector.wish, now_s)
         return self.reconnect.stamped(message, now_s, self.coordinator.expected_at_s)
 
     # Routing
@@ -347,7 +310,7 @@ class Service:
 
     def _dispatch(self, envelopes: list[Envelope]) -> None:
         """Carry what left the engine to where it belongs."""
-        if min(self._deadlines(), default=math.inf) < self._wakes_at_s:
+        if self._due_s() < self._wakes_at_s:
             self._changed.set()  # else the clock sleeps on: to wake it for every check-in costs as much as to answer it
         if self.coordinator.summaries > self._num_told:
             self.participation.end()
@@ -382,7 +345,7 @@ class Service:
         """Tell of a round that ended whoever wants to know."""
         self._on_round(row)
         self.metrics.round_ended(row)
-        event(logging.INFO, "round ended", **{name: getattr(row, name) for name in _LOGGED})
+        tell_round(row)
         self.releasing.round_ended(row)
 
     def _administer_later(self, message: CreateTask | ChangeTask, refused: Callable[[CoveyError], None]) -> None:
@@ -419,24 +382,18 @@ class Service:
     async def _keep_time(self) -> None:
         while not self._stopping:
             self._changed.clear()
-            due_s = min(self._deadlines(), default=None)
-            self._wakes_at_s = math.inf if due_s is None else due_s
-            wait_s = None if due_s is None else max(0.0, due_s - self.now_s())
+            self._wakes_at_s = self._due_s()
+            wait_s = None if self._wakes_at_s == math.inf else max(0.0, self._wakes_at_s - self.now_s())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)
             if out := self._engine.tick(self.now_s()):
                 self._dispatch(out)
             await self.shards.tick()
 
-    def _deadlines(self) -> list[float]:
+    def _due_s(self) -> float:
+        """Return when something is next due; infinity: never."""
         engine = self._engine.next_deadline_s()
-        return [*self.shards.deadlines(), *([] if engine is None else [engine])]
-
-
-_LOGGED = (
-    "round", "kind", "task", "status", "reason", "selected", "reported", "lost", "seconds", "bytes_up", "bytes_down",
-)  # fmt: skip
-"""What the log tells of a round: of its public row, without the metrics, which are in the row."""
+        return min([*self.shards.deadlines(), *([] if engine is None else [engine])], default=math.inf)
 
 
 def _token() -> str:

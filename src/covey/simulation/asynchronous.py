@@ -15,6 +15,7 @@ import msgspec
 
 from covey.algorithms.algorithm import Aggregate, ServerState
 from covey.algorithms.registry import server_half
+from covey.plans.manifest import Manifest
 from covey.plans.plan import Plan
 from covey.plans.signing import sign_plan
 from covey.server.messages import CloseShard, OpenShard, public_seed
@@ -80,12 +81,7 @@ class AsynchronousFederation:
             UsageError: a plan with differential privacy, or settings that cannot work with it.
         """
         manifest = plan.manifest
-        check_settings(rounds, manifest)
-        if manifest.privacy.noise is not None:
-            raise UsageError(
-                "--privacy", expected="an algorithm with rounds", got=manifest.algorithm.name,
-                hint="no guarantee is known for who is in a buffer: fedavg, or no --privacy",
-            )  # fmt: skip
+        _check(manifest, rounds)
         self.storage = MemoryStorage()
         self._plan_ref = _ref(plan_bytes)
         self._signature = sign_plan(owner_key(seed), POPULATION, plan.hash).hex()
@@ -257,6 +253,15 @@ class AsynchronousFederation:
             metrics=means,
             checkpoint=checkpoint,
         )
+
+
+def _check(manifest: Manifest, rounds: RoundSettings) -> None:
+    check_settings(rounds, manifest)
+    if manifest.privacy.noise is not None:
+        raise UsageError(
+            "--privacy", expected="an algorithm with rounds", got=manifest.algorithm.name,
+            hint="no guarantee is known for who is in a buffer: fedavg, or no --privacy",
+        )  # fmt: skip
 
 
 def _ref(data: bytes) -> BlobRef:

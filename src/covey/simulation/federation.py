@@ -101,13 +101,8 @@ class Federation:
             resumed: where a former run stood.
             lenient: try on where devices fail, as long as any round can be committed.
         """
-        self.storage = MemoryStorage()
-        signature = sign_plan(owner_key(seed), POPULATION, plan.hash).hex()
-        before, settings = resumed, TaskSettings(rounds)
-        if before is None:
-            begin_population(self.storage, POPULATION, plan_bytes, signature, checkpoint, settings, _TASK)
-        else:
-            resume_population(self.storage, POPULATION, plan_bytes, signature, before, settings, _TASK)
+        before = resumed
+        self.storage = _storage(plan, plan_bytes, checkpoint, rounds, seed, before)
         # Which name the next attempt gets: its round, and how many attempts at it were named before.
         self._names = (before.round, before.names - 2) if before else (0, -1)
         self._tokens: tuple[int, int, int] = (-1, -1, 0)
@@ -123,14 +118,7 @@ class Federation:
         )
         self._rest = Rest.of(plan.manifest.privacy.noise)
         self._rest.awake((), self._coordinator.round)
-        # Devices wait as long as it takes: polling again would change nothing but the work.
-        waiting = SelectorSettings(poll_s=float("inf"), max_waiting=rounds.num_selected + 1)
-        self._engine = Engine(
-            {
-                selector_address(POPULATION): Selector(POPULATION, waiting, _AsTheyCome()),
-                coordinator_address(POPULATION): self._coordinator,
-            }
-        )
+        self._engine = _engine(rounds, self._coordinator)
         self._waiting: list[int] = []
         self._polls = 0
         self._assigned: list[tuple[int, Assignment]] = []
@@ -303,6 +291,26 @@ class Federation:
         same = (number, attempt) == (self._coordinator.round, self._attempts)
         self._tokens = (self._coordinator.round, self._attempts, count + 1 if same else 0)
         return derive_seed(self._seed, "token", *self._tokens).hex()[:32]
+
+
+def _engine(rounds: RoundSettings, coordinator: Coordinator) -> Engine:
+    # Devices wait as long as it takes: polling again would change nothing but the work.
+    waiting = SelectorSettings(poll_s=float("inf"), max_waiting=rounds.num_selected + 1)
+    selector = Selector(POPULATION, waiting, _AsTheyCome())
+    return Engine({selector_address(POPULATION): selector, coordinator_address(POPULATION): coordinator})
+
+
+def _storage(
+    plan: Plan, plan_bytes: bytes, checkpoint: bytes, rounds: RoundSettings, seed: int, before: Snapshot | None
+) -> MemoryStorage:
+    """Return a storage with the population at its beginning, or where a former run left it."""
+    storage, settings = MemoryStorage(), TaskSettings(rounds)
+    signature = sign_plan(owner_key(seed), POPULATION, plan.hash).hex()
+    if before is None:
+        begin_population(storage, POPULATION, plan_bytes, signature, checkpoint, settings, _TASK)
+    else:
+        resume_population(storage, POPULATION, plan_bytes, signature, before, settings, _TASK)
+    return storage
 
 
 class _AsTheyCome:

@@ -22,7 +22,8 @@ h1{font-size:1.5rem;margin:0 0 .2rem}h2{font-size:1.05rem;margin:0 0 .6rem}
 .sub{color:var(--muted);margin:0 0 1.4rem}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(125px,1fr));gap:.7rem;margin:0 0 1.2rem}
 .fact,section{background:var(--card);border:1px solid var(--grid);border-radius:8px}
-.fact{padding:.6rem .9rem}.fact b{display:block;font-size:1.25rem;font-weight:600;font-variant-numeric:tabular-nums}
+.fact{padding:.6rem .9rem}
+.fact b{display:block;font-size:1.2rem;font-weight:600;white-space:nowrap;font-variant-numeric:tabular-nums}
 .fact span{color:var(--muted);font-size:.85rem}
 section{padding:1rem 1.1rem;margin:0 0 1.2rem;overflow-x:auto}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:1.2rem}
