@@ -48,8 +48,6 @@ from covey.wire.messages import Assignment, ComeBack, PopulationStatus, RoundSum
 
 __all__ = ["Service"]
 
-_AGAIN = "check in again"
-
 
 class Service:
     """Drives the roles. Everything but :meth:`__init__` runs on one event loop."""
@@ -117,9 +115,7 @@ class Service:
         self.metrics = Metrics()
         self.releasing = Releasing(storage, directory, config, self._administer_later, self.metrics, self.now_s)
         self.metrics.watch(
-            waiting=lambda: self.selector.num_waiting,
-            round_number=lambda: self.coordinator.round,
-            release=lambda: self.releasing.desk.version,
+            lambda: self.selector.num_waiting, lambda: self.coordinator.round, lambda: self.releasing.desk.version
         )
         self._open_shards()
 
@@ -142,9 +138,7 @@ class Service:
         self._dispatch(self.selector.dismiss("restarting"))
         for answer in self._polls.values():
             if not answer.done():  # its sum dies with this process
-                answer.set_exception(
-                    RoundClosedError("secure sum", expected="a server that goes on", got="one that stops", hint=_AGAIN)
-                )
+                answer.set_exception(RoundClosedError("secure sum", expected="a server that goes on", got="none"))
 
     async def close(self) -> None:
         """Stop the clock and the aggregators; their sums die with them."""
