@@ -175,7 +175,8 @@ class ReleaseDesk:
 
     def _plan_signature(self, plan: str) -> str:
         """Return the owner's signature over a plan: whatever is released was trained by a task, and none is deleted."""
-        return next((t.signature for t in self._storage.tasks(self.population) if t.plan == plan), "")
+        tasks = self._storage.tasks(self.population)
+        return next((t.signature.lower() for t in tasks if t.plan == plan), "")  # in a release hex has one form
 
     def _stands(self, summary: RoundSummary) -> bool:
         every = self.settings.every
