@@ -26,6 +26,9 @@ RUNS = [
     ("secagg",),
     ("predict",),
     ("personalization",),
+    ("pace",),
+    ("chaos",),
+    ("server",),
 ]
 
 

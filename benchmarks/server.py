@@ -48,9 +48,6 @@ patience_s = 30.0
 report_timeout_s = 300.0
 step_timeout_s = {step_timeout_s}
 max_rounds = {max_rounds}
-[pace]
-least_s = 0.05
-most_s = 60.0
 [limits]
 credential_per_s = 0
 peer_per_s = 0
@@ -73,6 +70,12 @@ def process(*command: str) -> Iterator[tuple[str, int]]:
         child.kill()
         child.wait(30)
         child.stdout.close()
+
+
+def processor_s(pid: int) -> float:
+    """Return the processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_bytes(pid: int) -> int:
@@ -120,25 +123,28 @@ async def turn(devices: list[LightDevice], path: str, body: bytes, lasts_s: floa
 
 
 async def check_ins(
-    urls: dict[str, str], authority: Path, turns: int, lasts_s: float
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Alternate between the servers; return rates of the turns, and latencies."""
+    urls: dict[str, str], pids: dict[str, int], authority: Path, turns: int, lasts_s: float
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, float]]:
+    """Alternate between the servers; return rates of the turns, latencies, and processor time for each check-in."""
     body = encode_message(CheckIn(population=POPULATION))
     rates: dict[str, list[float]] = {name: [] for name in urls}
     took: dict[str, list[float]] = {name: [] for name in urls}
+    used = dict.fromkeys(urls, 0.0)
     own = await connected(urls["covey"], authority, _CONNECTIONS)
     bare = [LightDevice(urls["bare"], trusting(authority), POPULATION) for _ in own]
     for device, other in zip(bare, own, strict=True):
         device.credential = other.credential  # the same bytes for both
     for number in range(turns + 1):
         for name, devices in (("covey", own), ("bare", bare)):
+            before_s = processor_s(pids[name])
             rate, times = await turn(devices, "/v1/checkin", body, lasts_s)
             if number:  # the first turn warms up
                 rates[name].append(rate)
                 took[name] += times
+                used[name] += processor_s(pids[name]) - before_s
     for device in (*own, *bare):
         await device.close()
-    return rates, took
+    return rates, took, {name: used[name] / len(took[name]) for name in urls}
 
 
 async def updates(
@@ -195,12 +201,14 @@ def throughput(report: Report, folder: Path) -> None:
         waiting, goal = (1, 100) if what == "check-ins" else (10_000, per_round)
         config = _CONFIG.format(max_waiting=waiting, goal=goal, min_fraction=1.0, step_timeout_s=30.0, max_rounds=0)
         directory = plan.write(folder / what, config)
-        with process("covey", "serve", "--dir", str(directory)) as (url, _):
+        with process("covey", "serve", "--dir", str(directory)) as (url, pid):
             authority = directory / "authority"
-            with process("benchmarks.bare_server", str(authority)) as (bare, _):
-                urls = {"covey": url, "bare": bare}
+            with process("benchmarks.bare_server", str(authority)) as (bare, bare_pid):
+                urls, pids = {"covey": url, "bare": bare}, {"covey": pid, "bare": bare_pid}
                 if what == "check-ins":
-                    rates, took = asyncio.run(check_ins(urls, authority, 3 if quick else 7, 1.0 if quick else 2.0))
+                    turns, lasts_s = (3, 1.0) if quick else (7, 2.0)
+                    rates, took, used = asyncio.run(check_ins(urls, pids, authority, turns, lasts_s))
+                    report.facts(processor_us_for_a_check_in={k: round(1e6 * v) for k, v in used.items()})
                 else:
                     rates, took = asyncio.run(updates(urls, authority, plan, per_round, rounds))
         for name in urls:

@@ -95,7 +95,9 @@ def check_files(world, release):
     expected = predict(plan, params, inputs)
     got = session.run(None, {f"input.{k}": v[None] for k, v in inputs.items()})
     for value, wanted in zip(got, expected.values(), strict=True):
-        assert (value[0] == wanted).all()  # the same graph on the same runtime
+        # With constant parameters the runtime may order the same few float32 operations otherwise: a logit is a sum of
+        # five terms below 4, each rounded by at most 2**-24 of 16, twice over; a probability moves by less.
+        np.testing.assert_allclose(value[0], wanted, rtol=0, atol=2 * 5 * 16 * 2.0**-24)
     load = pytest.importorskip("safetensors.numpy", reason="needs safetensors").load_file
     assert {k: v.tobytes() for k, v in load(world / "safetensors").items()} == {
         k: v.tobytes() for k, v in params.items()

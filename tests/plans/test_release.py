@@ -1,6 +1,9 @@
+import json
+from pathlib import Path
+
 import msgspec
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -196,3 +199,30 @@ def test_the_signed_statements_are_those_of_the_specification():
     body = name + u64[0] + b"\xab" * 32 + b"\xcd" * 32 + u64[1] + u64[2] + u64[3] + key
     RELEASER.public_key().verify(bytes.fromhex(release.signature), b"covey release v1\x00" + body)
     OWNER.public_key().verify(bytes.fromhex(release.plan_signature), b"covey plan v1\x00" + name + b"\xab" * 32)
+
+
+VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "release.json").read_text())
+
+
+@pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["case"])
+def test_the_vectors_for_other_languages(case):
+    owner = Ed25519PublicKey.from_public_bytes(bytes.fromhex(VECTORS["owner_key"]))
+    release = decode_release(json.dumps(case["release"]).encode())
+
+    def verify():
+        verify_release(
+            owner, release, population=case["population"], now_s=case["now"], newest_seen=case["newest_seen"]
+        )
+
+    if case["accepted"]:
+        verify()
+    else:
+        with pytest.raises((ReleaseRefusedError, PlanSignatureError)):
+            verify()
+
+
+def test_the_vectors_are_those_that_are_generated():
+    import runpy
+
+    generate = runpy.run_path(str(Path(__file__).parents[2] / "vectors" / "generate_release.py"), run_name="generator")
+    assert generate["cases"]() == VECTORS["cases"]

@@ -5,6 +5,7 @@ import pytest
 from device import world
 
 from covey.algorithms.algorithm import Algorithm, ServerPhase, ServerState
+from covey.algorithms.fedavg import fedavg
 from covey.server.messages import ShardClosed, WantDevices
 from covey.storage.interface import decode_named
 from covey.storage.memory import MemoryStorage
@@ -75,3 +76,27 @@ def test_a_second_phase_that_fails_takes_the_first_back(two):
     play_phase(rounds, 1)
     params = unpack_tensors(parts.manifest().params, rounds.storage.blob(rounds.role.checkpoint.sha256))
     assert params["b"].tolist() == [2.0, 2.0]  # two phases, not three
+
+
+def test_a_state_of_another_layout_than_the_first_is_not_committed(monkeypatch):
+    def grows(state, sums):
+        return ServerState(state.params, {"more": np.zeros(1, np.float32)})
+
+    half = Algorithm("grows", lambda params: ServerState(params), (ServerPhase(lambda state: {}, grows),))
+    monkeypatch.setattr("covey.server.work.server_half", lambda name, settings: half)
+    rounds = Rounds()
+    rounds.start()
+    rounds.round()
+    assert reason(rounds) == "layout_invalid"  # a restart would take it for another algorithm's, and drop it
+    rounds.role.tick(10.0)
+    assert rounds.role.round == 0 and rounds.role.state.value == "selecting"
+
+
+def test_a_training_after_another_algorithms_begins_with_a_state_of_its_own(two, monkeypatch):
+    rounds = Rounds(two)
+    rounds.start()
+    play_phase(rounds, 0)
+    play_phase(rounds, 1)
+    assert rounds.storage.load(P).extra
+    monkeypatch.setattr("covey.server.work.server_half", lambda name, settings: fedavg(settings))  # carries nothing
+    assert Rounds(rounds.storage).role._book.work("train")._committed.extra == {}

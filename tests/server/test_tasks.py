@@ -7,14 +7,10 @@ import pytest
 from device import world
 from device.test_private import private_plan, source
 
-from covey.plans.evaluation import evaluation_plan
 from covey.server.coordinator import CoordinatorState
 from covey.server.messages import (
-    ChangeTask,
-    CreateTask,
     DevicesSelected,
     DiscardShard,
-    Reply,
     ShardClosed,
     WantDevices,
     WantNobody,
@@ -24,17 +20,15 @@ from covey.server.tasks import Action, Task, TaskState, after, next_task
 from covey.storage.interface import TaskRecord
 from covey.storage.memory import MemoryStorage
 from covey.types.errors import (
-    CoveyError,
     NotFoundError,
-    StorageFullError,
-    StorageLockedError,
     TaskStateError,
     UsageError,
 )
 from covey.wire.messages import TaskStatus
 
 from . import parts
-from .rounds import BASE, P, Rounds
+from .administered import Administered, evaluation, record
+from .rounds import BASE, P
 
 PRIVATE = dataclasses.replace(BASE, goal=10, over_selection=1.3, min_fraction=0.4)
 CREATED, RUNNING, PAUSED, COMPLETED, CANCELLED = TaskState
@@ -111,39 +105,6 @@ def test_only_running_tasks_have_rounds(state):
 
 
 # What an administrator does
-
-
-def record(name="second", kind="train", plan=None, rounds=BASE, checkpoint="", **schedule):
-    def made(storage):
-        data = world.plan_bytes() if plan is None else plan
-        settings = encode_settings(TaskSettings(rounds, **schedule))
-        return TaskRecord(P, name, kind, storage.put_blob(data), "5160", settings, "created", checkpoint=checkpoint)
-
-    return made
-
-
-def evaluation(name="measure", **fields):
-    plain = dataclasses.replace(BASE, hyper={})
-    return record(name, "evaluate", evaluation_plan(world.plan()), plain, **fields)
-
-
-class Administered(Rounds):
-    """Rounds with an administrator; answers are taken out of what is sent."""
-
-    def ask(self, message, now_s=0.0):
-        """Return the answer, and what else was sent."""
-        out = self.send(message, now_s)
-        (answer,) = [e.message.message for e in out if e.to == "device/ticket"]
-        return answer, [e.message for e in out if e.to != "device/ticket"]
-
-    def create(self, made, now_s=0.0):
-        return self.ask(CreateTask("ticket", made(self.storage)), now_s)
-
-    def change(self, action, name="train", now_s=0.0, number=0):
-        return self.ask(ChangeTask("ticket", name, action, number), now_s)
-
-    def stored(self, name="train"):
-        return next(t for t in self.storage.tasks(P) if t.name == name)
 
 
 @pytest.fixture
@@ -385,110 +346,3 @@ def test_after_its_rounds_a_task_is_completed_durably():
     rounds.count(4)
     rounds.send(ShardClosed(rounds.attempt, rounds.shard_sum(range(4))))
     assert rounds.stored().state == "completed"
-
-
-# Gathering
-
-
-def test_while_a_round_reports_the_next_ones_devices_are_gathered(rounds):
-    rounds.select(now_s=10.0)
-    (first,) = rounds.gathering
-    assert first.held and first.expected_at_s is None and first.attempt != rounds.attempt
-    rounds.count(4, now_s=15.0)
-    (envelope,) = rounds.send(ShardClosed(rounds.attempt, rounds.shard_sum(range(4))), 16.0)
-    # The wish is granted once the new checkpoint exists: the same attempt, not held.
-    assert (envelope.message.attempt, envelope.message.held) == (first.attempt, False)
-    rounds.select(now_s=20.0)
-    (second,) = rounds.gathering
-    assert second.expected_at_s == rounds.role.expected_at_s == 26.0  # the last round took six seconds to report
-
-
-def test_a_gathering_survives_an_abandoned_round(rounds):
-    rounds.select()
-    (following,) = rounds.gathering
-    rounds.lose(6)
-    (envelope,) = rounds.role.tick(1.0)
-    assert (envelope.message.attempt, envelope.message.held) == (following.attempt, False)
-
-
-def test_a_gathering_for_another_task_than_the_next_is_taken_back(rounds):
-    rounds.select()
-    (following,) = rounds.gathering
-    rounds.create(evaluation())
-    rounds.count(4)
-    out = rounds.send(ShardClosed(rounds.attempt, rounds.shard_sum(range(4))))
-    assert out[0].message == WantNobody(following.attempt)
-    assert out[1].message.attempt not in ("token1", following.attempt) and not out[1].message.held
-
-
-# A storage that fails
-
-
-@pytest.mark.parametrize("kind", [StorageFullError, StorageLockedError])
-def test_a_change_that_cannot_be_stored_changes_nothing(rounds, monkeypatch, kind):
-    def fail(*args):
-        raise kind("server.db", expected="room", got="none")
-
-    attempt = rounds.attempt
-    with monkeypatch.context() as patch:
-        for name in ("change_task", "add_task", "roll_back"):
-            patch.setattr(rounds.storage, name, fail)
-        for action in ("pause", "cancel"):
-            error, out = rounds.change(action)
-            assert isinstance(error, kind) and out == []
-        assert isinstance(rounds.create(evaluation())[0], kind)
-    assert rounds.attempt == attempt and rounds.role.tasks()[0].state == "running"
-    rounds.round()
-    assert rounds.role.round == 1
-
-
-def test_a_task_that_cannot_be_completed_now_is_completed_later(monkeypatch):
-    rounds = Administered(max_rounds=1)
-    rounds.start()
-
-    def fail(*args):
-        raise StorageLockedError("server.db", expected="no other", got="one")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(rounds.storage, "change_task", fail)
-        rounds.round()
-        assert rounds.stored().state == "running"
-        due = rounds.role.next_deadline_s()
-        assert due is not None and due > 0.0  # later, and not in a tight loop
-    rounds.role.tick(10.0)
-    assert rounds.stored().state == "completed"
-
-
-def test_a_broadcast_that_cannot_be_stored_sends_the_devices_away(rounds, monkeypatch):
-    monkeypatch.setattr(
-        type(rounds.role._round), "_broadcast", lambda self: (_ for _ in ()).throw(_full()), raising=True
-    )
-    out = rounds.send(DevicesSelected(rounds.attempt, ("t1", "t2")), 0.0)
-    assert [e.to for e in out] == ["device/t1", "device/t2"]
-    assert {e.message.message.reason for e in out} == {"between_rounds"}
-    assert (rounds.rounds[-1].status, rounds.rounds[-1].reason) == ("abandoned", "storage_full")
-
-
-def _full():
-    return StorageFullError("blobs", expected="room", got="none")
-
-
-def test_after_a_restart_tasks_stand_where_they_stood_and_rounds_have_fresh_names(rounds):
-    rounds.create(evaluation(every=3))
-    rounds.round()
-    rounds.change("pause", name="measure")
-    again = Administered(rounds.storage)
-    again.num_tokens = 100  # the operating system never gives the same twice
-    assert [(t.task, t.state, t.rounds) for t in again.role.tasks()] == [
-        ("train", "running", 1),
-        ("measure", "paused", 0),
-    ]
-    again.role.start(9.0)
-    assert again.attempt == "token101"
-    _, answers = again.select(now_s=9.0)
-    assert len({m.public_seed for _, m in answers}) == 1 and {m.round for _, m in answers} == {2}
-
-
-def test_errors_of_an_administrator_reach_nobody_else(rounds):
-    out = rounds.send(ChangeTask("ticket", "train", "rollback", 5), 0.0)
-    assert len(out) == 1 and isinstance(out[0].message, Reply) and isinstance(out[0].message.message, CoveyError)

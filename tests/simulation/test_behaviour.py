@@ -111,3 +111,21 @@ def test_a_loss_that_explodes_names_the_round_and_the_learning_rate(tiny, bad):
     with pytest.raises(TrainingError, match=r"^round 4: ") as caught:
         watch.observe(row(4, bad))
     assert "--lr 0.7" in caught.value.hint and "--allow-divergence" in caught.value.hint
+
+
+def test_what_a_round_broadcast_is_forgotten_with_it(tiny, monkeypatch):
+    from covey.simulation import federation
+
+    made = []
+
+    class Watched(federation.MemoryStorage):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(federation, "MemoryStorage", Watched)
+    counts = []
+    for rounds in (6, 12):
+        simulate(tiny, settings_of(tiny, algorithm="scaffold"), SimulationOptions(rounds=rounds, workers=1))
+        counts.append(len(made[-1]._blobs))
+    assert counts[0] == counts[1]  # a plan, and the versions that are kept: as many, however long it goes on

@@ -95,7 +95,10 @@ def opened_header(total: SegmentSum) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
-    """What the server carries from round to round: the model and whatever the algorithm adds (momentum, say)."""
+    """What the server carries from round to round: the model and whatever the algorithm adds (momentum, say).
+
+    Law: ``extra`` has the names and shapes of ``init`` in every round, so that a restart knows what is its own.
+    """
 
     params: Tensors
     extra: Tensors = field(default_factory=dict)

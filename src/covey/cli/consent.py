@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from covey.cli.files import file_path
 from covey.cli.joining import default_home
-from covey.cli.options import file_path
 from covey.cli.output import print_table
 from covey.device.statement import bytes_text, choices_text, time_text
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from covey.cli.files import file_path, read_file
 from covey.cli.joining import install_service, join, leave
-from covey.cli.options import file_path, read_file
 from covey.cli.running import run
 
 if TYPE_CHECKING:

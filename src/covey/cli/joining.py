@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from covey.cli.options import file_path, read_file
+from covey.cli.files import file_path, read_file
 
 if TYPE_CHECKING:
     from covey.device.populations import Membership

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from covey.algorithms.registry import parse_algorithm
+from covey.cli.files import file_path, read_file
 from covey.recipes.recipe import RECIPES, Recipe, Settings
 from covey.types.errors import UsageError
 
@@ -39,9 +40,6 @@ recipe_argument = click.argument("recipe", metavar="RECIPE")
 json_option = click.option(
     "--json", "json_file", metavar="FILE", help="Write the results as one JSON object; - is stdout."
 )
-
-file_path = click.Path(dir_okay=False, path_type=Path)
-
 
 privacy_option = click.option(
     "--privacy", metavar="SPEC", help="Differential privacy, as gaussian:clip=0.5,noise=1; docs/privacy.md."
@@ -198,15 +196,3 @@ def promised(prepared: "Prepared", text: str, cohort: int, rounds: int, devices:
     private, mechanism = with_privacy(prepared, spec, setting)
     print_guarantee(guarantee_of(mechanism, private.plan.manifest.num_opened, rounds, private=True))
     return private
-
-
-def read_file(path: Path, what: str) -> bytes:
-    """Return a file's bytes.
-
-    Raises:
-        UsageError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise UsageError(f"{what} {path}", expected="a readable file", got=e.strerror or "an error") from e

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from covey.cli.files import file_path
 from covey.cli.joining import default_home, membership, terms
-from covey.cli.options import file_path
 
 if TYPE_CHECKING:
     from covey.device.agent import AgentEvent, DeviceAgent
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+_LOOK_S = 1.0
 _FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -183,7 +184,7 @@ def _run_all(agents: "list[DeviceAgent]", once: bool) -> None:
         thread.start()
     for thread in threads:
         while thread.is_alive():
-            thread.join(0.2)  # in pieces, so that the main thread can take a signal
+            thread.join(_LOOK_S)  # in pieces, so that the main thread can take a signal on every platform
     if errors:
         raise errors[0]
 

@@ -14,8 +14,8 @@ __all__ = ["DATASETS", "load"]
 
 DATASETS: Mapping[str, str] = {
     "shakespeare": "the plays by speaking role: 1,256 devices, characters (embedded)",
-    "mnist": "handwritten digits: 60,000 images; iid, two-class, dirichlet:ALPHA, writer",
-    "cifar10": "photographs in ten classes: 50,000 images; iid, two-class, dirichlet:ALPHA",
+    "mnist": "handwritten digits: 60,000 images; iid, two-class, dirichlet:ALPHA, resample:N, writer",
+    "cifar10": "photographs in ten classes: 50,000 images; iid, two-class, dirichlet:ALPHA, resample:N",
 }
 
 

@@ -249,6 +249,8 @@ def _content_length(request: Request, at_most: int) -> int:
 
 async def _unless_hung_up(request: Request, answer: "asyncio.Future[Any]", hung_up: Callable[[], None]) -> Any:
     """Return the answer; if the client hangs up first, say so and stop waiting."""
+    if answer.done():
+        return answer.result()
     gone = asyncio.ensure_future(_hang_up(request))
     try:
         await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)

@@ -8,6 +8,7 @@ A round asks the selector for ``goal * over_selection`` devices, closes when ``g
 deadline, when at least ``goal * min_fraction`` have; otherwise it is abandoned with a reason.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -118,6 +119,7 @@ class Round:
     ended: RoundSummary | None = None
     _shards: tuple[int, ...] = ()
     _sums: list[SegmentSum] = field(default_factory=list)
+    _broadcasts: set[str] = field(default_factory=set)
 
     @property
     def settings(self) -> RoundSettings:
@@ -208,7 +210,7 @@ class Round:
         if not shared:
             return None
         data = pack_tensors(shared, self.work.manifest.phases[self.phase].shared)
-        self.storage.put_blob(data)
+        self._broadcasts.add(self.storage.put_blob(data))
         return checkpoint_ref(data)
 
     def _offer(self, shared: BlobRef | None) -> Assignment:
@@ -289,6 +291,10 @@ class Round:
         )
         self.ended = self.work.commit(row) if status == "committed" else row
         self.state = RoundState.ENDED
+        with contextlib.suppress(
+            CoveyError
+        ):  # what it broadcast serves nobody any more; a leftover costs its room only
+            self.storage.forget(self._broadcasts)
 
     def _aggregator(self, shard: int) -> str:
         return aggregator_address(self.population, self.work.task.name, shard)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from covey.plans.manifest import Manifest
 from covey.plans.plan import unpack_plan
 from covey.privacy.randomness import Randomness
-from covey.server.settings import TaskSettings, decode_settings, encode_settings
+from covey.server.settings import TaskSettings, decode_settings
 from covey.server.tasks import Action, Task, TaskState, after, next_task
 from covey.server.work import Evaluation, Training, Work, checkpoint_ref
 from covey.storage.interface import Storage, TaskRecord, Version
@@ -119,8 +119,8 @@ class TaskBook:
         self._tasks[record.name], self._manifests[record.name], self._works[record.name] = task, manifest, work
         return task
 
-    def change(self, name: str, action: Action, settings: TaskSettings | None = None) -> Task:
-        """Change a task's state, and its settings where some are given.
+    def change(self, name: str, action: Action) -> Task:
+        """Change a task's state.
 
         Raises:
             NotFoundError, TaskStateError: no such task, or not in this state.
@@ -132,14 +132,11 @@ class TaskBook:
             if task.trains and not task.state.live:
                 self._check_beside_others(task, self.manifest(name))
             self.work(name)
-        self._put(task, state, settings or task.settings)
-        return self._tasks[name]
-
-    def set_settings(self, name: str, settings: TaskSettings) -> None:
-        """Give a task other settings; its work is made anew where it is needed next."""
-        task = self.task(name)
-        self._put(task, task.state, settings)
-        self._works.pop(name, None)
+        self._storage.change_task(self.population, name, state.value, task.record.settings)
+        changed = self._tasks[name] = Task(replace(task.record, state=state.value), task.settings)
+        if name in self._works:
+            self._works[name].task = changed
+        return changed
 
     def roll_back(self, name: str, row: RoundSummary, version: Version) -> Task:
         """Make a kept version the newest again.
@@ -156,14 +153,6 @@ class TaskBook:
         self._works.clear()  # what they carry belongs to the version that is left
         self.refresh()
         return self.task(name)
-
-    def _put(self, task: Task, state: TaskState, settings: TaskSettings) -> None:
-        encoded = encode_settings(settings)
-        self._storage.change_task(self.population, task.name, state.value, encoded)
-        changed = Task(replace(task.record, state=state.value, settings=encoded), settings)
-        self._tasks[task.name] = changed
-        if task.name in self._works:
-            self._works[task.name].task = changed
 
     def _make(self, task: Task, manifest: Manifest) -> Work:
         if task.trains:

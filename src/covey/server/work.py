@@ -19,7 +19,7 @@ from covey.server.private import PrivateSums
 from covey.server.settings import check_schedule, check_settings
 from covey.server.tasks import Task
 from covey.storage.interface import PopulationRecord, Storage, decode_named, encode_named
-from covey.types.errors import AsynchronousError, UsageError
+from covey.types.errors import AsynchronousError, LayoutError, UsageError
 from covey.types.segments import SegmentSum
 from covey.types.tensors import Tensors, pack_tensors, packed_num_bytes, sha256_hex, unpack_tensors
 from covey.wire.messages import BlobRef, RoundSummary
@@ -114,22 +114,16 @@ class Training:
             )  # fmt: skip
         self._record = _population(task, storage)
         packed = storage.blob(self._record.checkpoint)
-        if len(packed) != (needed := packed_num_bytes(manifest.params)):
-            raise UsageError(
-                f"plan of task {task.name!r}",
-                expected=f"the population's model, {len(packed)} bytes",
-                got=f"one of {needed} bytes",
-                hint="another model needs a population of its own",
-            )
-        params = unpack_tensors(manifest.params, packed)
+        params = _unpack_model(task, manifest, packed)
         stored = decode_named(storage.blob(self._record.extra)) if self._record.extra else {}
         self._private: PrivateSums | None = None
         if manifest.privacy.noise is not None:
             self._private = PrivateSums(task.record, manifest, noise, simulated=simulated)
             stored = self._private.begin(storage, task.settings.round.hyper, stored)
         first = self._algorithm.init(params).extra
+        self._carried = _shapes(first)
         # What another algorithm carried means nothing to this one.
-        extra = stored if {k: v.shape for k, v in stored.items()} == {k: v.shape for k, v in first.items()} else first
+        extra = stored if _shapes(stored) == self._carried else first
         self._committed = self._next = ServerState(params, extra)
         self._checkpoint = checkpoint_ref(packed)
 
@@ -179,6 +173,8 @@ class Training:
 
     def commit(self, summary: RoundSummary) -> RoundSummary:
         """See :class:`Work`."""
+        if _shapes(self._next.extra) != self._carried:  # a restart would take it for another algorithm's
+            raise LayoutError("server state", expected="the names and shapes of the algorithm's init", got="others")
         packed = pack_tensors(self._next.params, self.manifest.params)
         checkpoint = checkpoint_ref(packed)
         extra = self._next.extra if self._private is None else self._private.state(self._next.extra)
@@ -263,6 +259,21 @@ def checkpoint_ref(data: bytes) -> BlobRef:
     """Return where a checkpoint, or another binary, is served."""
     name = sha256_hex(data)
     return BlobRef(sha256=name, num_bytes=len(data), path=f"/v1/checkpoints/{name}")
+
+
+def _unpack_model(task: Task, manifest: Manifest, packed: bytes) -> Tensors:
+    if len(packed) != (needed := packed_num_bytes(manifest.params)):
+        raise UsageError(
+            f"plan of task {task.name!r}",
+            expected=f"the population's model, {len(packed)} bytes",
+            got=f"one of {needed} bytes",
+            hint="another model needs a population of its own",
+        )
+    return unpack_tensors(manifest.params, packed)
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in tensors.items()}
 
 
 def _population(task: Task, storage: Storage) -> PopulationRecord:

@@ -153,6 +153,10 @@ class Storage(Protocol):
         """Store a blob, synced, and return its SHA-256. Raises StorageFullError; then nothing changed."""
         ...
 
+    def forget(self, names: set[str]) -> None:
+        """Delete blobs, but for those that anything still needs: another population may have the same bytes."""
+        ...
+
     def blob(self, sha256: str) -> bytes:
         """Return a blob. Raises NotFoundError, or BlobHashError where the stored bytes were changed."""
         ...

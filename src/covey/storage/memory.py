@@ -25,7 +25,7 @@ class MemoryStorage:
         self._tasks: dict[str, dict[str, TaskRecord]] = {}
         self._charges: dict[str, list[PrivacyCharge]] = {}
         self._keep = max(1, keep_checkpoints)
-        self.release_store = MemoryReleases(self._keep, self._forget, self._known)
+        self.release_store = MemoryReleases(self._keep, self.forget, self._known)
 
     def put_blob(self, data: bytes) -> str:
         """See :class:`Storage`."""
@@ -124,8 +124,8 @@ class MemoryStorage:
     def close(self) -> None:
         """See :class:`Storage`."""
 
-    def _forget(self, names: set[str]) -> None:
-        """Delete blobs, but for those that anything still needs: another population may have the same bytes."""
+    def forget(self, names: set[str]) -> None:
+        """See :class:`Storage`."""
         for blob in names - self._needed() - self.release_store.needed():
             self._blobs.pop(blob, None)
 
@@ -137,7 +137,7 @@ class MemoryStorage:
         kept.append(Version(summary.round, checkpoint, extra))
         while len(kept) > self._keep:
             old = kept.popleft()
-            self._forget({old.checkpoint, old.extra})
+            self.forget({old.checkpoint, old.extra})
 
     def _needed(self) -> set[str]:
         """Return the blobs that somebody may still ask for: another population may need the same bytes."""

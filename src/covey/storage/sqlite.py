@@ -26,13 +26,13 @@ _TASK = "population, name, kind, plan, signature, settings, state, rounds, versi
 class SqliteStorage:
     """See :class:`covey.storage.interface.Storage`."""
 
-    def __init__(self, directory: Path, *, keep_checkpoints: int = 10) -> None:
-        """Open ``directory``, or make it.
+    def __init__(self, directory: Path, *, keep_checkpoints: int = 10, is_own: bool = True) -> None:
+        """Open ``directory``, or make it. ``is_own`` False: to look at what a server may be using meanwhile.
 
         Raises:
             StorageError: it cannot be used, or was written by a newer Covey.
         """
-        self._blobs = BlobDir(directory / "blobs")
+        self._blobs = BlobDir(directory / "blobs", is_own=is_own)
         self._keep = max(1, keep_checkpoints)
         with _errors():
             self._db = sqlite3.connect(
@@ -42,7 +42,7 @@ class SqliteStorage:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
             self._migrate()
-        self.release_store = SqliteReleases(self._db, self._keep, _errors, self._transaction, self._forget)
+        self.release_store = SqliteReleases(self._db, self._keep, _errors, self._transaction, self.forget)
 
     def put_blob(self, data: bytes) -> str:
         """See :class:`Storage`."""
@@ -225,10 +225,10 @@ class SqliteStorage:
         with _errors():
             rows = self._db.execute(f"SELECT checkpoint, extra {_KEPT} LIMIT 2 OFFSET ?", (population, self._keep))
             names = {name for row in rows for name in row}
-        self._forget(names)
+        self.forget(names)
 
-    def _forget(self, names: set[str]) -> None:
-        """Delete blobs, but for those that anything still needs: another population may have the same bytes."""
+    def forget(self, names: set[str]) -> None:
+        """See :class:`Storage`."""
         with _errors():
             states = self._db.execute("SELECT name, checkpoint, extra FROM population").fetchall()
             kept = [row[1:] for row in states]

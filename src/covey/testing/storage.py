@@ -46,6 +46,7 @@ def storage_checks() -> tuple[Check, ...]:
     return (
         blobs_come_back,
         unknown_blobs_are_refused,
+        forgotten_blobs_are_gone_unless_they_are_needed,
         unknown_populations_are_empty,
         populations_are_created_once,
         rounds_are_committed_whole,
@@ -85,6 +86,17 @@ def unknown_blobs_are_refused(open_storage: Open) -> None:
     name = storage.put_blob(b"abc")
     for unknown in (sha256_hex(b"other"), "", name[:63], name.upper(), f"../{name}", "../server.db", "\x00" * 64):
         expect_error(NotFoundError, partial(storage.blob, unknown), "an unknown blob is not found")
+    storage.close()
+
+
+def forgotten_blobs_are_gone_unless_they_are_needed(open_storage: Open) -> None:
+    """Check that a broadcast can be deleted, and that what a population stands on cannot."""
+    storage = open_storage()
+    record = begin(storage)
+    loose = storage.put_blob(b"a broadcast")
+    storage.forget({loose, record.checkpoint, sha256_hex(b"never there")})
+    expect_error(NotFoundError, partial(storage.blob, loose), "a forgotten blob is gone")
+    expect(storage.blob(record.checkpoint) == b"checkpoint 0", "what a population needs stays")
     storage.close()
 
 
