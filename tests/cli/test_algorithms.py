@@ -30,7 +30,7 @@ def test_a_deployment_commits_rounds_of_it(covey, tiny, tmp_path, algorithm, kee
                 assert re.search(rf"round {number} committed", line_with(server, f"round {number} "))
             devices.send_signal(signal.SIGTERM)
             devices.wait(timeout=15)
-    kept = [p for i in range(2) for p in (world / f"home-{i}" / "kept").glob("*.params")]
+    kept = [p for i in range(2) for p in (world / f"home-{i}" / "kept").glob("*/*.params")]
     assert [p.stat().st_size for p in kept] == ([15 * 4] * 2 if keeps else [])  # a variate of the model's 15 numbers
 
 

@@ -37,6 +37,9 @@ def home(tmp_path):
     personal = path / "personal" / folder_name("p")
     personal.mkdir(parents=True)
     (personal / "tuned.bin").write_bytes(MARK.tobytes())
+    kept = path / "kept" / folder_name("p")
+    kept.mkdir(parents=True)
+    (kept / "variate.params").write_bytes(MARK.tobytes())
     (personal / "release.json").write_bytes(b"{}")
     (path / "examples.db.broken-1").write_bytes(MARK.tobytes() * 10)
     ledger = Ledger.of_home(path)
@@ -144,6 +147,7 @@ def test_forgetting_a_population_refuses_it_and_keeps_the_rest(home, owner):
     assert b"SECRET-P" not in files_of(home) and b'"q"' in (home / "credentials.json").read_bytes()
     assert list((home / "blobs").iterdir()) == []
     assert not (home / "personal" / folder_name("p")).exists()
+    assert not (home / "kept" / folder_name("p")).exists()
     assert Choices.of_home(home).read().refused == {"p"}
     assert [s.entry.population for s in owner.overview().sessions] == ["p"] * 3  # the record of what left stays
     with ExampleStore(home / "examples.db") as store:
