@@ -31,7 +31,7 @@ from covey.device.examples import ExampleStore
 from covey.device.personal import PersonalModel
 from covey.device.released import Served
 from covey.plans.release import delegate, encode_release, sign_release
-from covey.plans.signing import generate_owner_key
+from covey.plans.signing import generate_owner_key, sign_plan
 from covey.recipes.recipe import load_recipe
 from covey.simulation.run import SimulationOptions, simulate
 from covey.types.tensors import sha256_hex
@@ -67,7 +67,8 @@ class Released:
         delegation = delegate(self.owner, "bench", key.public_key(), 1 << 40)
         made = sign_release(
             key, delegation, version=1, plan=sha256_hex(plan), checkpoint=sha256_hex(checkpoint),
-            num_bytes=len(checkpoint), created_at=0,
+            plan_signature=sign_plan(self.owner, "bench", sha256_hex(plan)).hex(), num_bytes=len(checkpoint),
+            created_at=0,
         )  # fmt: skip
         self.data = encode_release(made)
 

@@ -7,16 +7,19 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from covey.plans.release import Delegation, Release, delegate, sign_release
+from covey.plans.signing import sign_plan
 
 OWNER, RELEASER, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([i]) * 32) for i in (1, 2, 3))
 NOW, EXPIRES = 1_700_000_000, 1_707_776_000
+PLAN = "ab" * 32
 replace = msgspec.structs.replace
 
 
 def release(delegation: Delegation, key: Ed25519PrivateKey = RELEASER, **fields: int) -> Release:
     """Return a release of one plan and one checkpoint."""
     given = {"version": 3, "num_bytes": 40, "created_at": NOW - 60, **fields}
-    return sign_release(key, delegation, plan="ab" * 32, checkpoint="cd" * 32, **given)
+    signature = sign_plan(OWNER, delegation.population, PLAN).hex()
+    return sign_release(key, delegation, plan=PLAN, plan_signature=signature, checkpoint="cd" * 32, **given)
 
 
 def cases() -> list[dict[str, object]]:
@@ -34,7 +37,8 @@ def cases() -> list[dict[str, object]]:
         ("a stale version", good, False, {"newest_seen": 4}),
         ("an expired delegation", good, False, {"now": EXPIRES}),
         ("another checkpoint", replace(good, checkpoint="ce" * 32), False, {}),
-        ("another plan", replace(good, plan="ac" * 32), False, {}),
+        ("another plan", replace(
+            good, plan="ac" * 32, plan_signature=sign_plan(OWNER, "keyboard", "ac" * 32).hex()), False, {}),
         ("another size", replace(good, num_bytes=41), False, {}),
         ("another date", replace(good, created_at=NOW), False, {}),
         ("rollback_of was added", replace(good, rollback_of=1), False, {}),
@@ -42,6 +46,11 @@ def cases() -> list[dict[str, object]]:
         ("an expiry that was put off", replace(good, delegation=replace(word, expires_at=2 * EXPIRES)), False, {}),
         ("a key that delegates to itself", release(own_word, OTHER), False, {}),
         ("another key's signature", replace(release(own_word, OTHER), delegation=word), False, {}),
+        ("no signature over the plan", replace(good, plan_signature=""), False, {}),
+        ("the release key signed the plan", replace(
+            good, plan_signature=sign_plan(RELEASER, "keyboard", PLAN).hex()), False, {}),
+        ("the plan of another population", replace(
+            good, plan_signature=sign_plan(OWNER, "clavier", PLAN).hex()), False, {}),
         ("hex in capitals", replace(good, signature=good.signature.upper()), False, {}),
     ]  # fmt: skip
     return [

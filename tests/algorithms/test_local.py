@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from covey.algorithms.registry import parse_algorithm, server_half
+from covey.device.child import ChildTrainer
 from covey.device.kept import KeptState
 from covey.device.staleness import staleness_factor, weighed
 from covey.device.trainer import TrainingJob
@@ -63,6 +64,17 @@ def test_scaffold_with_no_variates_is_fedavg_and_its_new_variate_is_the_mean_gra
         assert value.shape == {"control/w": (4, 3), "control/b": (3,)}[name]
     flat = np.concatenate([result.kept[k].ravel() for k in sorted(result.kept)])
     assert (flat == result.segments["control"]).all()  # from zero, the change is the variate
+
+
+def test_scaffold_keeps_its_variate_when_it_trains_in_a_child_process():
+    plan, server, trainer, params, dataset = world("scaffold")
+    kept = {"control/w": np.full((4, 3), 0.1, "f4"), "control/b": np.full(3, -0.2, "f4")}
+    job = TrainingJob(plan, 0, params, server.phases[0].shared(server.init(params)), {}, SEED, kept)
+    here, there = (t.run(job, dataset.train(CLIENT)).kept for t in (trainer, ChildTrainer()))
+    assert set(there) == set(kept) == set(here)
+    for name, value in here.items():
+        close(there[name], value)
+        assert np.abs(value - kept[name]).max() > 0.01
 
 
 def test_scaffold_follows_the_difference_of_the_variates():
@@ -180,7 +192,7 @@ def test_what_is_kept_is_stored_only_where_the_update_was_counted(tmp_path):
     again = KeptState(tmp_path / "kept", "p").given(job)
     assert {k: v.tobytes() for k, v in again.kept.items()} == {k: v.tobytes() for k, v in result.kept.items()}
     assert KeptState(tmp_path / "kept", "another").given(job) is job
-    (file,) = (tmp_path / "kept").iterdir()
+    (file,) = (tmp_path / "kept").glob("*/*")
     file.write_bytes(b"damaged")
     assert store.given(job) is job  # a damaged file: it begins anew
 

@@ -177,12 +177,10 @@ def demo(tmp_path):
 def test_the_demo_survives_killed_devices_and_a_killed_server(demo):
     process, folder = demo
     line_with(process, "round  selected")
-    for line in process.stdout:
-        if re.match(r"\s+2 ", line):
-            children_of(process.pid, "device run")[0].kill()
-        if re.match(r"\s+8 ", line):
-            children_of(process.pid, "serve")[0].kill()
-            break
+    line_with(process, "    2  ")  # the row of the round, committed or not
+    children_of(process.pid, "device run")[0].kill()
+    line_with(process, "    8  ")
+    children_of(process.pid, "serve")[0].kill()
     out, err = process.communicate(timeout=150)
     assert process.returncode == 0, err
     report = json.loads((folder / "report.json").read_text())

@@ -148,6 +148,7 @@ def test_a_federation_over_https_keeps_a_promise(covey, tiny, tmp_path):
     assert 2 < float(shown.stdout.split("epsilon ")[-1].split()[0]) <= 3.2
     with running("serve", "--dir", tmp_path / "fed/server") as again:  # other tasks may be served; this one is not
         assert f"round {committed}" in line_with(again, "serving")
+        assert "'train' is paused: privacy_budget" in again.stdout.readline()
     unchanged = covey("privacy", "ledger", tmp_path / "fed/server/data", "blobs", "--delta", 1e-4)
     assert unchanged.stdout == shown.stdout
 

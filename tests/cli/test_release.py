@@ -148,6 +148,10 @@ def test_init_writes_what_releases_need_and_keeps_the_owners_key_out_of_it(covey
     assert made.returncode == 0, made.stderr
     assert (world / "e.covey").read_bytes() == (server / "evaluation.covey").read_bytes()
     assert (world / "e.covey.sig").read_text() == (server / "evaluation.sig").read_text()
+    made = covey("plan", "evaluation", server / "plan.covey", "-o", world / "p.covey", "--against", "personal")
+    assert made.returncode == 0, made.stderr
+    shown = covey("plan", "inspect", world / "p.covey").stdout
+    assert "the model with the device's own tuned one by their loss" in shown
     wrong = covey("plan", "evaluation", server / "plan.covey", "-o", world / "f.covey", "--compares", "beauty")
     assert wrong.returncode == 1 and "plan_build" in wrong.stderr and not (world / "f.covey").exists()
 

@@ -1,7 +1,7 @@
 """A server in memory that holds releases, as the real one hands them out."""
 
 from covey.plans.release import delegate, encode_release, sign_release
-from covey.plans.signing import generate_owner_key
+from covey.plans.signing import generate_owner_key, sign_plan
 from covey.types.errors import NotFoundError
 from covey.types.tensors import sha256_hex
 
@@ -21,7 +21,8 @@ class ReleaseServer:
         plan = fields.pop("plan_bytes", world.plan_bytes())
         self.blobs |= {sha256_hex(plan): plan, sha256_hex(checkpoint): checkpoint}
         delegation = delegate(owner, population, RELEASE_KEY.public_key(), fields.pop("expires_at", EXPIRES_AT))
-        base = {"num_bytes": len(checkpoint), "created_at": 5, "plan": sha256_hex(plan)}
+        signature = sign_plan(world.OWNER, population, sha256_hex(plan)).hex()
+        base = {"num_bytes": len(checkpoint), "created_at": 5, "plan": sha256_hex(plan), "plan_signature": signature}
         names = {"version": version, "checkpoint": sha256_hex(checkpoint)}
         release = sign_release(RELEASE_KEY, delegation, **{**base, **names, **fields})
         self.release_bytes = encode_release(release)

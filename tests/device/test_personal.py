@@ -3,6 +3,7 @@
 import functools
 import os
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -10,12 +11,14 @@ from covey.device.examples import ExampleStore
 from covey.device.personal import PersonalModel
 from covey.device.trainer import TrainingStopped
 from covey.device.tuning import tunable_phase
-from covey.plans.signing import generate_owner_key
+from covey.plans.release import decode_release, encode_release
+from covey.plans.signing import generate_owner_key, sign_plan
 from covey.types.errors import (
     BlobHashError,
     ExampleError,
     NoReleaseError,
     NotFoundError,
+    PlanSignatureError,
     ReleaseRefusedError,
     StorageFullError,
     TransportError,
@@ -23,7 +26,7 @@ from covey.types.errors import (
 from covey.types.tensors import pack_tensors, sha256_hex, unpack_tensors
 
 from . import world
-from .release_server import EXPIRES_AT, ReleaseServer
+from .release_server import EXPIRES_AT, RELEASE_KEY, ReleaseServer
 
 PARAMS = world.plan().manifest.params
 
@@ -166,6 +169,43 @@ def test_a_plan_that_breaks_its_own_rules_is_refused(home, server):
     server.publish(1, checkpoint(1.0), plan_bytes=b"no plan")
     with pytest.raises(PlanError):
         model(home).refresh(server)
+
+
+def test_a_release_key_cannot_make_a_device_run_a_plan_that_the_owner_did_not_sign(home, server):
+    """The release itself is signed as it should be: by the key that the owner delegates to."""
+    server.publish(1, checkpoint(1.0))
+    m = model(home)
+    m.refresh(server)
+    forged = world.changed(world.plan(), max_examples=49)
+    for signature in (
+        sign_plan(RELEASE_KEY, world.POPULATION, sha256_hex(forged)).hex(),
+        sign_plan(world.OWNER, world.POPULATION, sha256_hex(world.plan_bytes())).hex(),
+        sign_plan(world.OWNER, "other", sha256_hex(forged)).hex(),
+    ):
+        server.publish(2, checkpoint(2.0), plan_bytes=forged, plan_signature=signature)
+        before = server.num_fetches
+        with pytest.raises(PlanSignatureError):
+            m.refresh(server)
+        assert server.num_fetches == before  # neither plan nor checkpoint was even asked for
+    server.publish(2, checkpoint(2.0), plan_bytes=forged, plan_signature="")
+    with pytest.raises(ReleaseRefusedError, match="plan_signature"):
+        m.refresh(server)
+    assert m.version == 1 and model(home).version == 1
+    server.publish(2, checkpoint(2.0), plan_bytes=forged)  # by the owner after all
+    assert m.refresh(server) and m.version == 2
+
+
+def test_a_stored_release_whose_plan_is_not_the_owners_does_not_serve(home, server):
+    server.publish(1, checkpoint(1.0))
+    m = model(home)
+    m.refresh(server)
+    (path,) = (home / "personal").glob("*/release.json")
+    release = decode_release(path.read_bytes())
+    for signature in ("", "00" * 64):
+        path.write_bytes(encode_release(msgspec.structs.replace(release, plan_signature=signature)))
+        assert model(home).version == 0 and not path.exists()
+    m.refresh(server)
+    assert m.version == 1 and path.exists()
 
 
 def test_a_broken_connection_and_a_full_disk_cost_nothing(home, server, monkeypatch):

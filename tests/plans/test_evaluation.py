@@ -35,6 +35,16 @@ def test_an_evaluation_plan_sends_the_header_alone_over_held_out_examples():
     assert evaluation_plan(base) == evaluation_plan(base)
 
 
+def test_an_evaluation_against_personal_models_broadcasts_no_second_model():
+    manifest = evaluation(against="personal").manifest
+    (phase,) = manifest.phases
+    assert (phase.against, phase.shared, phase.compares) == ("personal", (), "loss")
+    same = replace(phase, against="", shared=manifest.params)
+    assert replace(manifest, phases=(same,)) == evaluation().manifest
+    with pytest.raises(PlanBuildError, match="none named, or personal"):
+        evaluation(against="neighbour")
+
+
 def test_only_a_metric_of_the_task_is_compared():
     assert evaluation(compares="correct").manifest.phases[0].compares == "correct"
     for wrong in ("weight", "examples", "compared", "perplexity", ""):
@@ -66,6 +76,9 @@ PHASE = evaluation().manifest.phases[0]
         ({"phases": (PHASE, PHASE)}, "phases"),
         ({"phases": (replace(PHASE, segments=world.plan().manifest.phases[0].segments),)}, "phases"),
         ({"phases": (replace(PHASE, shared=()),)}, "shared"),
+        ({"phases": (replace(PHASE, against="personal"),)}, "against"),  # it would broadcast a model to no purpose
+        ({"phases": (replace(PHASE, against="neighbour"),)}, "against"),
+        ({"phases": (replace(PHASE, against="neighbour", shared=()),)}, "against"),
         ({"phases": (replace(PHASE, compares="nothing"),)}, "compares"),
         ({"phases": (replace(PHASE, compares="weight"),)}, "compares"),
         ({"phases": (replace(PHASE, graph="train"),)}, "segments"),
@@ -84,6 +97,8 @@ def test_a_training_phase_compares_nothing():
     base = world.plan().manifest
     with pytest.raises(PlanFormatError, match="compares"):
         decode_manifest(encode_manifest(replace(base, phases=(replace(base.phases[0], compares="loss"),))))
+    with pytest.raises(PlanFormatError, match="compares"):
+        decode_manifest(encode_manifest(replace(base, phases=(replace(base.phases[0], against="personal"),))))
 
 
 @given(st.floats(-100, 100), st.floats(-100, 100))

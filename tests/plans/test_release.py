@@ -17,7 +17,8 @@ from covey.plans.release import (
     verify_delegation,
     verify_release,
 )
-from covey.types.errors import ReleaseRefusedError
+from covey.plans.signing import sign_plan
+from covey.types.errors import PlanSignatureError, ReleaseRefusedError
 
 OWNER, RELEASER, OTHER = (Ed25519PrivateKey.from_private_bytes(bytes([i]) * 32) for i in (1, 2, 3))
 NOW, EXPIRES = 1_000, 2_000
@@ -31,6 +32,7 @@ def make(version: int = 3, rollback_of: int = 0, population: str = "p", key=RELE
         delegate(owner, population, key.public_key(), EXPIRES),
         version=version,
         plan=PLAN,
+        plan_signature=sign_plan(owner, population, PLAN).hex(),
         checkpoint=CHECKPOINT,
         num_bytes=40,
         created_at=NOW,
@@ -61,6 +63,7 @@ WRONG = {
     "rollback_of": 1,
     "delegation": delegate(OWNER, "p", OTHER.public_key(), EXPIRES),
     "signature": "00" * 64,
+    "plan_signature": "00" * 64,
 }
 
 
@@ -70,7 +73,7 @@ def test_every_field_is_in_the_table():
 
 @pytest.mark.parametrize("field", WRONG)
 def test_a_release_with_any_other_field_is_refused(field):
-    with pytest.raises(ReleaseRefusedError):
+    with pytest.raises(PlanSignatureError if field == "plan_signature" else ReleaseRefusedError):
         check(replace(make(), **{field: WRONG[field]}))
 
 
@@ -96,6 +99,25 @@ def test_a_key_that_the_owner_did_not_delegate_cannot_publish():
     stolen = replace(by_itself, delegation=make().delegation)
     with pytest.raises(ReleaseRefusedError, match="delegated key"):
         check(stolen)
+
+
+@pytest.mark.parametrize(
+    ("signer", "population", "plan"),
+    [(RELEASER, "p", PLAN), (OWNER, "q", PLAN), (OWNER, "p", CHECKPOINT)],
+    ids=["the release key", "another population", "another plan"],
+)
+def test_the_release_key_cannot_say_what_devices_execute(signer, population, plan):
+    """The release is signed by the delegated key, rightly; its plan is not the owner's."""
+    release = replace(make(), plan_signature=sign_plan(signer, population, plan).hex())
+    with pytest.raises(PlanSignatureError, match="pinned owner key"):
+        check(release)
+
+
+def test_a_release_of_an_older_server_has_no_plan_signature_and_is_refused():
+    fields = msgspec.json.decode(encode_release(make()))
+    del fields["plan_signature"]
+    with pytest.raises(ReleaseRefusedError, match="plan_signature"):
+        check(decode_release(msgspec.json.encode(fields)))
 
 
 def test_a_delegation_holds_until_it_expires():
@@ -130,11 +152,15 @@ def test_versions_only_move_forward_and_a_rollback_is_a_new_version():
 
 def test_only_the_key_of_the_delegation_signs():
     with pytest.raises(ReleaseRefusedError, match="release key"):
-        sign_release(OTHER, make().delegation, version=1, plan=PLAN, checkpoint=CHECKPOINT, num_bytes=1, created_at=1)
+        sign_release(
+            OTHER, make().delegation, version=1, plan=PLAN, plan_signature="", checkpoint=CHECKPOINT, num_bytes=1,
+            created_at=1,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "field", [{"plan": "AB" * 32}, {"plan": "ab"}, {"checkpoint": "zz" * 32}, {"signature": ""}, {"signature": "ab"},
+              {"plan_signature": ""}, {"plan_signature": "AB" * 64},
               {"population": "\ud800"}, {"population": ""}, {"num_bytes": -1}, {"created_at": 1 << 64}],
 )  # fmt: skip
 def test_text_that_is_not_canonical_is_refused(field):
@@ -172,6 +198,7 @@ def test_the_signed_statements_are_those_of_the_specification():
     )
     body = name + u64[0] + b"\xab" * 32 + b"\xcd" * 32 + u64[1] + u64[2] + u64[3] + key
     RELEASER.public_key().verify(bytes.fromhex(release.signature), b"covey release v1\x00" + body)
+    OWNER.public_key().verify(bytes.fromhex(release.plan_signature), b"covey plan v1\x00" + name + b"\xab" * 32)
 
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors" / "release.json").read_text())
@@ -190,7 +217,7 @@ def test_the_vectors_for_other_languages(case):
     if case["accepted"]:
         verify()
     else:
-        with pytest.raises(ReleaseRefusedError):
+        with pytest.raises((ReleaseRefusedError, PlanSignatureError)):
             verify()
 
 

@@ -53,7 +53,8 @@ QUICK = RoundSettings(goal=2, over_selection=1.0, min_fraction=1.0, patience_s=0
 def begin(storage, plan: bytes | None = None, rounds: RoundSettings = QUICK):
     """Begin the population in ``storage`` with a training task; return the storage."""
     data = world.plan_bytes() if plan is None else plan
-    begin_population(storage, POPULATION, data, "5160", world.checkpoint(), TaskSettings(rounds), TASK)
+    signature = sign_plan(world.OWNER, POPULATION, sha256_hex(data)).hex()
+    begin_population(storage, POPULATION, data, signature, world.checkpoint(), TaskSettings(rounds), TASK)
     return storage
 
 

@@ -46,7 +46,7 @@ def test_every_selected_device_gets_a_session_of_its_own():
     for _, m in answers:
         assert (m.task, m.kind) == ("train", "train")
         assert (m.round, m.phase, m.mode, m.shared, m.hyper) == (1, 0, "plain", None, {"lr": 0.25})
-        assert (m.plan.sha256, m.checkpoint.sha256, m.signature) == (task.plan, record.checkpoint, "5160")
+        assert (m.plan.sha256, m.checkpoint.sha256, m.signature) == (task.plan, record.checkpoint, task.signature)
         assert (m.plan.num_bytes, m.checkpoint.num_bytes) == (len(world.plan_bytes()), len(world.checkpoint()))
         assert (m.plan.path, m.checkpoint.path) == (f"/v1/plans/{task.plan}", f"/v1/checkpoints/{record.checkpoint}")
         assert m.report_within_s == 60.0 and len(bytes.fromhex(m.public_seed)) == 32

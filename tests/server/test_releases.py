@@ -223,6 +223,21 @@ def test_a_release_is_served_under_the_newest_delegation_of_its_key():
     assert replaced.role.current(0.0) == old
 
 
+def test_a_release_that_was_stored_without_its_plans_signature_is_handed_out_with_it():
+    desk = with_first_release()
+    made = desk.role.current(0.0)
+    store = desk.storage.release_store
+    rows = store._releases[P]
+    rows[0] = msgspec.structs.replace(made, plan_signature="")  # as older servers stored it
+    again = Desk(desk.storage)
+    assert store.releases(P)[0].plan_signature == ""
+    assert again.role.current(0.0) == made and again.role.history(0.0).releases == (made,)
+    desk.commit(4)
+    back = Desk(desk.storage, evaluate=False)
+    back.role.resumed(0.0)
+    assert back.role.roll_back(1, 1.0).plan_signature == made.plan_signature
+
+
 def test_a_desk_resumes_where_the_storage_stands():
     desk = with_first_release()
     desk.commit(4)

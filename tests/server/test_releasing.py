@@ -324,6 +324,14 @@ def test_the_evaluation_plan_of_a_directory(directory):
     assert load(directory) is None
 
 
+def test_a_release_is_not_decided_by_personal_models(directory):
+    data = evaluation_plan(world.plan(), against="personal")
+    (directory / "evaluation.covey").write_bytes(data)
+    (directory / "evaluation.sig").write_text(sign_plan(world.OWNER, P, sha256_hex(data)).hex())
+    with pytest.raises(UsageError, match="a comparison with the release before, got one with personal models"):
+        load_evaluation(MemoryStorage(), directory, ServerConfig(population=P, release=GATE))
+
+
 def test_an_evaluation_plan_that_devices_would_refuse_is_refused_at_the_start(directory):
     (directory / "evaluation.sig").write_text(sign_plan(Ed25519PrivateKey.generate(), P, sha256_hex(EVALUATION)).hex())
     with pytest.raises(PlanSignatureError):

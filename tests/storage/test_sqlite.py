@@ -64,6 +64,13 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
+def test_whoever_only_looks_leaves_alone_what_the_server_is_writing(tmp_path):
+    BlobDir(tmp_path)
+    (tmp_path / ".partial-abc").write_bytes(b"hal")
+    BlobDir(tmp_path, is_own=False)
+    assert (tmp_path / ".partial-abc").exists()
+
+
 def test_deleting_twice_is_fine(tmp_path):
     blobs = BlobDir(tmp_path)
     name = blobs.put(b"x")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from covey.wire.messages import PopulationDetails
 
-__all__ = ["AdminClient", "Target", "admin_options", "connected"]
+__all__ = ["AdminClient", "Target", "admin_options", "connected", "url_of"]
 
 M = TypeVar("M", bound="msgspec.Struct")
 
@@ -62,7 +62,7 @@ def connected(
         UsageError: no server, or no token, or a file that cannot be read.
     """
     if directory is not None:
-        server = server or _url_of(directory)
+        server = server or url_of(directory)
         token_file = token_file or directory / "admin.token"
         ca = ca or directory / "authority" / "ca.pem"
     if server is None or token_file is None:
@@ -72,7 +72,12 @@ def connected(
     return AdminClient(Target(server, token, ca), population)
 
 
-def _url_of(directory: Path) -> str:
+def url_of(directory: Path) -> str:
+    """Return where the server of a directory listens.
+
+    Raises:
+        UsageError: its configuration does not say.
+    """
     from covey.server.config import load_config
 
     config = load_config(directory / "server.toml")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import threading
 
 __all__ = ["terminate_with_stdin"]
@@ -12,7 +11,8 @@ def terminate_with_stdin() -> None:
     """Send this process SIGTERM when its stdin ends: the parent holds the other end, and kill -9 closes it too."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1):
+        # Not sys.stdin: a thread that waits in a buffered read aborts the interpreter when that shuts down.
+        while os.read(0, 1):
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

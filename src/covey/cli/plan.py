@@ -109,18 +109,28 @@ def build(
 @command.command()
 @_PLAN
 @click.option("-o", "--out", required=True, type=file_path, metavar="FILE", help="Where the evaluation plan goes.")
-@click.option("--compares", default="loss", show_default=True, metavar="METRIC", help="What decides about a release.")
+@click.option("--compares", default="loss", show_default=True, metavar="METRIC", help="By what models are compared.")
+@click.option(
+    "--against",
+    type=click.Choice(["release", "personal"]),
+    default="release",
+    show_default=True,
+    help="The second model: one that the server broadcasts, or the tuned one of each device that uses one.",
+)
 @click.option(
     "--sign-with", type=file_path, metavar="KEY", help="The owner's private key; FILE.sig gets the signature."
 )
 @click.option("--population", metavar="P", help="With --sign-with: the population that may execute the plan.")
-def evaluation(plan: Path, out: Path, compares: str, sign_with: Path | None, population: str | None) -> None:
+def evaluation(
+    plan: Path, out: Path, compares: str, against: str, sign_with: Path | None, population: str | None
+) -> None:
     """Make the plan that evaluates a training plan's checkpoints on the devices' held-out examples."""
     from covey.plans.evaluation import evaluation_plan
+    from covey.plans.manifest import PERSONAL
     from covey.types.tensors import sha256_hex
 
     sign = _signing(sign_with, population)
-    data = evaluation_plan(_open(plan), compares=compares)
+    data = evaluation_plan(_open(plan), compares=compares, against=PERSONAL if against == PERSONAL else "")
     write_file(out, data)
     click.echo(f"{out}: {bytes_text(len(data))}, compares {compares}, sha256 {sha256_hex(data)}")
     sign(out, sha256_hex(data))
@@ -244,7 +254,8 @@ def _facts(m: "Manifest") -> dict[str, str]:
             f"batches of {p.batch_size}, {p.epochs} epoch(s), at most {p.max_steps} steps, {p.chunk_steps} in a chunk"
         )
         if p.compares:
-            facts["  compares"] = f"two models by their {p.compares}, and sends metric sums alone"
+            which = "the model with the device's own tuned one" if p.against else "two models"
+            facts["  compares"] = f"{which} by their {p.compares}, and sends metric sums alone"
         for s in p.segments:
             facts[f"  sends {s.name}"] = f"{s.length:,} values by {s.codec}, changes up to {s.max_delta:g}"
     if m.download:

@@ -101,7 +101,7 @@ def ledger(directory: Path, population: str, delta: float) -> None:
         raise UsageError("DIR", expected="a directory with server.db", got=str(directory))
     if not 0 < delta < 1:
         raise UsageError("--delta", expected="above 0 and below 1", got=f"{delta:g}")
-    storage = SqliteStorage(directory)
+    storage = SqliteStorage(directory, is_own=False)  # its server may be running
     try:
         if storage.load(population) is None:
             raise NotFoundError("population", expected="one of this server", got=population)

@@ -1,12 +1,13 @@
 """``covey release``: what a population has released, a release as a file, and the owner's word for the release key."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 
-from covey.cli.admin import admin_options, connected
+from covey.cli.admin import admin_options, connected, url_of
 from covey.cli.options import file_path, read_file
 from covey.cli.output import bytes_text, print_table, write_file, write_json
 
@@ -23,9 +24,37 @@ T = TypeVar("T")
 
 _MAX_HISTORY_BYTES = 64 << 20
 
-_server = click.option("--server", required=True, metavar="URL", help="The server's address, https://host:port.")
-_ca = click.option("--ca", type=file_path, metavar="FILE", help="The authority to trust; the system's unless told.")
-_population = click.option("--population", required=True, metavar="P", help="Whose releases.")
+
+def _whose(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say whose releases; :func:`_found` reads them."""
+    options = [
+        click.option("--server", metavar="URL", help="The server's address, https://host:port."),
+        click.option("--population", metavar="P", help="Whose releases."),
+        click.option("--ca", type=file_path, metavar="FILE", help="The authority to trust; the system's unless told."),
+        click.option(
+            "--dir", "directory", type=click.Path(exists=True, file_okay=False, path_type=Path),
+            help="The server's directory: says the three above, on the server's machine.",
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _found(
+    server: str | None, population: str | None, ca: Path | None, directory: Path | None
+) -> "tuple[HttpTransport, str]":
+    """Return a connection and the population. Raises UsageError."""
+    from covey.server.config import load_config
+    from covey.types.errors import UsageError
+
+    if directory is not None:
+        population = population or load_config(directory / "server.toml").population
+        server, ca = server or url_of(directory), ca or directory / "authority" / "ca.pem"
+    if server is None or population is None:
+        missing = "--server URL" if server is None else "--population P"
+        raise UsageError(missing, expected="it, or --dir DIR on the server's machine", got="neither")
+    return _transport(server, ca), population
 
 
 @click.group("release")
@@ -34,15 +63,14 @@ def command() -> None:
 
 
 @command.command("list")
-@_server
-@_population
-@_ca
+@_whose
 @click.option("--json", "json_file", metavar="FILE", help="Write all as one JSON object; - is stdout.")
-def list_(server: str, population: str, ca: Path | None, json_file: str | None) -> None:
+def list_(json_file: str | None, **whose: Any) -> None:
     """Show every release, and every candidate with what became of it and why."""
     from covey.server.releases import ReleaseHistory
 
-    found = _get(_transport(server, ca), f"/v1/populations/{population}/releases", ReleaseHistory)
+    transport, population = _found(**whose)
+    found = _get(transport, f"/v1/populations/{population}/releases", ReleaseHistory)
     if json_file:
         write_json(found, json_file)
     if json_file == "-":
@@ -66,16 +94,12 @@ def list_(server: str, population: str, ca: Path | None, json_file: str | None) 
 
 
 @command.command()
-@_server
-@_population
-@_ca
+@_whose
 @click.option("--owner-key", type=file_path, required=True, metavar="FILE", help="The owner's public key.")
 @click.option("--version", type=int, metavar="N", help="Which release; the newest unless told.")
 @click.option("--format", "kind", type=click.Choice(["safetensors", "onnx"]), default="safetensors", show_default=True)
 @click.option("-o", "--out", required=True, type=file_path, metavar="FILE", help="Where the model goes.")
-def export(
-    server: str, population: str, ca: Path | None, owner_key: Path, version: int | None, kind: str, out: Path
-) -> None:
+def export(owner_key: Path, version: int | None, kind: str, out: Path, **whose: Any) -> None:
     """Fetch a release, verify it as a device does, and write its model as a file.
 
     An onnx file is the plan's own predict graph with the parameters in it.
@@ -93,7 +117,7 @@ def export(
     from covey.wire.messages import BlobRef
 
     key = load_public_key(read_file(owner_key, "--owner-key"), f"--owner-key {owner_key}")
-    transport = _transport(server, ca)
+    transport, population = _found(**whose)
     releases = _get(transport, f"/v1/populations/{population}/releases", ReleaseHistory).releases
     wanted = [r for r in releases if version in (None, r.version)]
     if not wanted:

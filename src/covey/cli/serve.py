@@ -53,6 +53,8 @@ def command(directory: Path, config: Path | None, stop_with_stdin: bool) -> None
 
 def _print_ready(listening: "Listening") -> None:
     click.echo(f"serving population {listening.population!r} on {listening.url}, round {listening.round}")
+    for text in listening.resting:
+        click.echo(f"  {text}; covey task show says more")
 
 
 def _print_round(summary: "RoundSummary") -> None:

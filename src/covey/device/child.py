@@ -47,6 +47,8 @@ class _Job(msgspec.Struct, frozen=True):
     shared: dict[str, _Array]
     hyper: dict[str, float]
     seed: bytes
+    kept: dict[str, _Array]
+    personal: dict[str, _Array]
     examples: dict[str, _Array]
 
 
@@ -65,6 +67,7 @@ class _Answer(msgspec.Struct, frozen=True):
     metrics: dict[str, float] = {}
     num_examples: int = 0
     num_steps: int = 0
+    kept: dict[str, _Array] = {}
 
 
 class ChildTrainer:
@@ -89,6 +92,8 @@ class ChildTrainer:
                 shared=_packed(job.shared),
                 hyper=dict(job.hyper),
                 seed=job.seed,
+                kept=_packed(job.kept),
+                personal=_packed(job.personal),
                 examples=_packed(examples),
             )
         )
@@ -156,7 +161,14 @@ def main() -> None:
     try:
         result = OnnxTrainer().run(
             TrainingJob(
-                unpack_plan(job.plan), job.phase, _arrays(job.params), _arrays(job.shared), job.hyper, job.seed
+                unpack_plan(job.plan),
+                job.phase,
+                _arrays(job.params),
+                _arrays(job.shared),
+                job.hyper,
+                job.seed,
+                kept=_arrays(job.kept),
+                personal=_arrays(job.personal),
             ),
             _arrays(job.examples),
         )
@@ -169,6 +181,7 @@ def main() -> None:
             metrics=result.metrics,
             num_examples=result.num_examples,
             num_steps=result.num_steps,
+            kept=_packed(result.kept),
         )
     _send(sink, msgspec.msgpack.encode(answer))
 
@@ -227,12 +240,12 @@ def _arrays(packed: dict[str, _Array]) -> dict[str, Any]:
 def _unpacked(data: bytes) -> LocalResult:
     try:
         answer = msgspec.msgpack.decode(data, type=_Answer)
-        segments = _arrays(answer.segments)
+        segments, kept = _arrays(answer.segments), _arrays(answer.kept)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError, TypeError) as e:
         raise WorkerError("training process", expected="a result", got="something else") from e
     if (f := answer.failure) is not None:
         raise all_errors().get(f.code, CoveyError)(f.where, expected=f.expected, got=f.got, hint=f.hint)
-    return LocalResult(segments, answer.weight, answer.metrics, answer.num_examples, answer.num_steps)
+    return LocalResult(segments, answer.weight, answer.metrics, answer.num_examples, answer.num_steps, kept)
 
 
 if __name__ == "__main__":

@@ -135,8 +135,8 @@ class Owner:
     def forget_examples(self, collection: str | None = None) -> int:
         """Delete examples, of one collection or all; return how many went.
 
-        The personal models go with them, because they were trained on examples; with all of them go the stores that
-        were moved aside because they were damaged.
+        The personal models go with them, and what algorithms keep from session to session, because both were made from
+        examples; with all of them go the stores that were moved aside because they were damaged.
 
         Raises:
             StorageError: another process went on reading: the examples are deleted, their bytes not yet gone.
@@ -147,6 +147,7 @@ class Owner:
                 count = store.delete_all() if collection is None else store.delete(collection)
         for path in self.home.glob("personal/*/tuned*"):
             erase(path)
+        erase(self.home / "kept")
         if collection is None:
             for path in self.home.glob("examples.db.broken-*"):
                 erase(path)
@@ -165,6 +166,7 @@ class Owner:
         _rewrite(self.home / "schedule.json", lambda known: {k: v for k, v in known.items() if k != population})
         erase(self.home / "blobs", keep_folder=True)  # by content, not by population: what others need comes again
         erase(self.home / "personal" / folder_name(population))
+        erase(self.home / "kept" / folder_name(population))
         self._record("forgot", population=population, reason="credential, plan, checkpoint and model")
         with contextlib.suppress(UsageError):  # it was not joined here, but by an application
             Populations(self.home).leave(population)

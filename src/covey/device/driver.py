@@ -9,7 +9,7 @@ import os
 import random
 from collections.abc import Generator, MutableSet
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from covey.device.account import Account
@@ -38,9 +38,10 @@ from covey.device.pace import Pace
 from covey.device.policy import OwnerPolicy
 from covey.device.recorder import Recorder
 from covey.device.session import Session
-from covey.device.trainer import Trainer, TrainingStopped
+from covey.device.trainer import Trainer, TrainingJob, TrainingStopped
 from covey.device.transport import Transport
 from covey.device.verified import Verified
+from covey.plans.manifest import PERSONAL
 from covey.privacy.randomness import AesCtr
 from covey.types.clock import DeviceClock, Wakeable
 from covey.types.errors import CoveyError, EnrolmentError, StorageError
@@ -228,10 +229,25 @@ class Driver:
             return parts.stopping.is_set() or parts.clock.elapsed_s() > until_s or not parts.gate.is_open()
 
         try:
-            job = self._kept.given(effect.job)
+            job = self._with_personal(self._kept.given(effect.job))
             return session.trained(self._kept.trained(job, parts.trainer.run(job, examples, should_stop)))
         except TrainingStopped:
             return session.stopped(TIME_IS_UP if parts.clock.elapsed_s() > until_s else CONDITION_LAPSED)
+
+    def _with_personal(self, job: TrainingJob) -> TrainingJob:
+        """Return the job with the tuned model that this device uses, where an evaluation is against it."""
+        manifest = job.plan.manifest
+        if manifest.phases[job.phase].against != PERSONAL:
+            return job
+        from covey.device.released import ReleaseStore
+        from covey.device.tuned import personal_params
+
+        policy = self._parts.policy
+        store = ReleaseStore(
+            self._parts.home.path, policy.owner_key, policy.population,
+            max_memory_bytes=policy.max_memory_bytes, verified=self._parts.verified,
+        )  # fmt: skip
+        return replace(job, personal=personal_params(store, manifest))
 
     def _blob(self, ref: BlobRef) -> bytes:
         """Return a blob from the cache, or download it, or the rest of it."""

@@ -7,7 +7,7 @@ leaves the former one, so that the device and the server's sum agree on what was
 import dataclasses
 from pathlib import Path
 
-from covey.device.files import storage_errors, written_whole
+from covey.device.files import folder_name, storage_errors, written_whole
 from covey.device.trainer import LocalResult, TrainingJob
 from covey.types.errors import CoveyError
 from covey.types.tensors import Tensors, pack_tensors, sha256_hex, unpack_tensors
@@ -19,8 +19,8 @@ class KeptState:
     """A folder with one file for each population and algorithm. Not thread-safe: one session at a time."""
 
     def __init__(self, folder: Path, population: str) -> None:
-        """Use ``folder``; it is made when something is kept."""
-        self._folder, self._population = folder, population
+        """Use a folder of the population's own in ``folder``; it is made when something is kept."""
+        self._folder = folder / folder_name(population)
         self._pending: tuple[Path, bytes] | None = None
 
     def given(self, job: TrainingJob) -> TrainingJob:
@@ -59,5 +59,5 @@ class KeptState:
     def _path(self, job: TrainingJob) -> Path:
         manifest = job.plan.manifest
         # Not by the plan's hash: the server's half of the state outlives a plan, and so must the device's.
-        name = sha256_hex("\x00".join((self._population, manifest.task, manifest.algorithm.name)).encode())
+        name = sha256_hex("\x00".join((manifest.task, manifest.algorithm.name)).encode())
         return self._folder / f"{name[:32]}.params"

@@ -10,20 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from covey.device.comparison import Part, split
 from covey.device.evaluate import Evaluator
 from covey.device.examples import ExampleStore
-from covey.device.files import storage_errors, written_whole
 from covey.device.predictor import Predictor
 from covey.device.released import ReleaseSource, ReleaseStore, Served
 from covey.device.runtime import GraphCache
 from covey.device.trainer import OnnxTrainer, never
+from covey.device.tuned import TunedModel
 from covey.device.tuning import Tuning, best_candidate
-from covey.types.errors import LayoutError, NoReleaseError, StorageError
-from covey.types.tensors import Array, Tensors, pack_tensors, sha256_hex, unpack_tensors
+from covey.types.errors import NoReleaseError
+from covey.types.tensors import Array, Tensors
 
 __all__ = ["Comparison", "PersonalModel"]
 
@@ -37,14 +36,6 @@ class Comparison:
     num_examples: int
     release: dict[str, float]
     personal: dict[str, float]
-
-
-class _Tuned(msgspec.Struct, frozen=True, kw_only=True):
-    """What is written beside a tuned model's parameters."""
-
-    checkpoint: str
-    plan: str
-    sha256: str
 
 
 class PersonalModel:
@@ -71,6 +62,7 @@ class PersonalModel:
         self._home, self._clock = home, clock
         self._store = ReleaseStore(home, owner_key, population, clock=clock)
         self._store.want()
+        self._tuned = TunedModel(self._store)
         self._graphs = graphs or GraphCache()
         self._lock = threading.RLock()
         self._served: Served | None = None
@@ -149,9 +141,9 @@ class PersonalModel:
         tuning, params = best_candidate(served, parts, trainer, evaluator, order, should_stop)
         with self._lock:
             if params is not None:
-                self._keep(served, params)
+                self._tuned.keep(served, params)
             else:
-                self._forget()
+                self._tuned.forget()
             self._load()
         return tuning
 
@@ -185,7 +177,7 @@ class PersonalModel:
         with self._lock:
             self._seen = self._stamp()
             served = self._store.load()
-            personal = self._stored_params(served) if served else None
+            personal = self._tuned.load(served) if served else None
             self._served, self._personal = served, personal
             if served is None:
                 self._predictor = None
@@ -193,40 +185,8 @@ class PersonalModel:
                 params = served.params if personal is None else personal
                 self._predictor = Predictor(self._graphs.graph(served.plan, "predict"), served.plan.manifest, params)
 
-    def _stored_params(self, served: Served) -> Tensors | None:
-        """Return the tuned parameters if they were tuned from this release, and are whole."""
-        try:
-            with storage_errors("personal model"):
-                if not self._tuned_path.exists():
-                    return None
-                head, _, data = self._tuned_path.read_bytes().partition(b"\n")
-            tuned = msgspec.json.decode(head, type=_Tuned)
-            if (tuned.plan, tuned.checkpoint) != (served.release.plan, served.release.checkpoint):
-                return None
-            return unpack_tensors(served.plan.manifest.params, data) if sha256_hex(data) == tuned.sha256 else None
-        except (StorageError, msgspec.MsgspecError, UnicodeDecodeError, LayoutError):
-            return None  # the release serves: it is always there
-
-    def _keep(self, served: Served, params: Tensors) -> None:
-        data = pack_tensors(params, served.plan.manifest.params)
-        head = _Tuned(checkpoint=served.release.checkpoint, plan=served.release.plan, sha256=sha256_hex(data))
-        with storage_errors("personal model"), written_whole(self._tuned_path) as file:
-            file.write(msgspec.json.encode(head) + b"\n" + data)
-
-    def _forget(self) -> None:
-        with storage_errors("personal model"):
-            self._tuned_path.unlink(missing_ok=True)
-
-    @property
-    def _tuned_path(self) -> Path:
-        return self._store.folder / "tuned"
-
     def _stamp(self) -> object:
-        try:
-            tuned = self._tuned_path.stat().st_mtime_ns
-        except OSError:
-            tuned = 0
-        return self._store.stamp(), tuned
+        return self._store.stamp(), self._tuned.stamp()
 
 
 def _no_release() -> NoReleaseError:

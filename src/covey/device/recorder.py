@@ -8,7 +8,7 @@ import msgspec
 
 from covey.device.effects import Counted, GaveUp, Outcome, Waiting
 from covey.device.ledger import Ledger, LedgerEntry
-from covey.plans.manifest import Manifest
+from covey.plans.manifest import PERSONAL, Manifest
 from covey.types.clock import Clock
 from covey.types.errors import ParticipationError, PlanRefusedError, PlanSignatureError, PrivacyError
 from covey.types.tensors import sha256_hex
@@ -145,8 +145,8 @@ def _summary(manifest: Manifest) -> str:
         f"{p.name}: {p.epochs} {'pass' if p.epochs == 1 else 'passes'} in batches of {p.batch_size}"
         for p in manifest.phases
     )
-    query = manifest.examples.query.collection
+    query, is_personal = manifest.examples.query.collection, any(p.against == PERSONAL for p in manifest.phases)
     return (
         f"{manifest.task}: {manifest.algorithm.name} on {manifest.min_examples} to {manifest.max_examples} examples of "
-        f"{query!r} ({passes})"
+        f"{query!r} ({passes})" + (", compared with the model tuned on this device" if is_personal else "")
     )

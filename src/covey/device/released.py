@@ -6,8 +6,8 @@
     HOME/personal/<population>/release.json    that release; written last
     HOME/personal/<population>/<sha256>        its plan and its checkpoint, verified whenever they are read
 
-``<population>`` is a hash of the name. A release that is forged, expired, for another population, or older than one
-that was accepted before is refused; the one before it goes on serving.
+``<population>`` is a hash of the name. A release that is forged, expired, for another population, older than one that
+was accepted before, or of a plan that the owner did not sign is refused; the one before it goes on serving.
 """
 
 import time
@@ -125,6 +125,7 @@ class ReleaseStore:
         Raises:
             NotFoundError: there is no release yet.
             ReleaseRefusedError: forged, expired, of another population, or older than one accepted before.
+            PlanSignatureError: of a plan that the owner never signed; it is not even fetched.
             PlanError, BlobHashError: a plan or checkpoint that is not what the release names, or cannot be served.
             TransportError, StorageError: it did not arrive, or could not be kept; the one before goes on serving.
         """

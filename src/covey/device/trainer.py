@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from covey.device.batches import checked_examples, make_chunks, num_distinct, num_steps
+from covey.device.comparison import split
 from covey.device.evaluate import Evaluator
 from covey.device.runtime import GraphCache
 from covey.device.watch import TrainingStopped, Watch, never
 from covey.plans.evaluation import comparison
-from covey.plans.manifest import COMPARISON, KEPT, Manifest, SegmentPlan
+from covey.plans.manifest import COMPARISON, KEPT, PERSONAL, Manifest, SegmentPlan
 from covey.plans.plan import Plan
 from covey.types.errors import PlanFormatError, PlanRefusedError, TrainingError, UpdateRangeError
 from covey.types.rng import key_words
@@ -56,6 +57,7 @@ class TrainingJob:
         hyper: the values that the assignment sets; the plan's defaults fill the rest.
         seed: 32 bytes for the order of examples and for dropout.
         kept: what this device kept from its last session under the same algorithm; a first session has nothing.
+        personal: the tuned model that this device uses, for an evaluation against it; empty: none. Never sent.
     """
 
     plan: Plan
@@ -65,6 +67,7 @@ class TrainingJob:
     hyper: Mapping[str, float]
     seed: bytes
     kept: Tensors = field(default_factory=dict)
+    personal: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +167,7 @@ class OnnxTrainer:
         carry = self._graphs.graph(job.plan, phase.begin).run({**params, **shared}, stop=watch.stop)
         carry |= {f"metrics.{k}": np.zeros((), np.float32) for k in manifest.metrics}
         carry["step"] = np.zeros((), np.uint32)
-        count = len(next(iter(examples.values())))
+        count = _count(examples)
         steps, all_steps = 0, num_steps(count, phase)
         for chunk in make_chunks(examples, phase, seed=job.seed):
             watch.check()
@@ -183,17 +186,24 @@ class OnnxTrainer:
         return result_of(manifest, job.phase, outputs, totals, num_examples=used, num_steps=steps)
 
     def _evaluate(self, job: TrainingJob, examples: Tensors, watch: Watch) -> LocalResult:
-        """Evaluate the checkpoint and, where a second model was broadcast, compare both on the same examples."""
+        """Evaluate the checkpoint and, where there is a second model, compare both on the same examples."""
         manifest = job.plan.manifest
-        metric = manifest.phases[job.phase].compares
+        phase = manifest.phases[job.phase]
         evaluator = Evaluator(job.plan, graphs=self._graphs)
-        totals = evaluator.evaluate(job.params, examples, watch.check)
+        totals = first = evaluator.evaluate(job.params, examples, watch.check)
+        other, common = job.shared, examples
+        if phase.against == PERSONAL:
+            # What is held out may equal what the personal model was tuned or chosen on; in this part nothing can.
+            other, common = job.personal, split(examples)["report"].examples
+            if other and _count(common):
+                first = evaluator.evaluate(job.params, common, watch.check)
         compared = dict.fromkeys(COMPARISON, 0.0)
-        if job.shared:
-            second = evaluator.evaluate(job.shared, examples, watch.check)
-            compared = comparison(metric, *(t[metric] / max(t["weight"], 1.0) for t in (totals, second)))
+        if other and _count(common):
+            second = evaluator.evaluate(other, common, watch.check)
+            means = (t[phase.compares] / max(t["weight"], 1.0) for t in (first, second))
+            compared = comparison(phase.compares, *means)
         totals = {k: v if abs(v) < _NO_NUMBER else _NO_NUMBER for k, v in totals.items()}
-        count = len(next(iter(examples.values())))
+        count = _count(examples)
         steps = -(-count // manifest.eval_batch_size)
         return result_of(manifest, job.phase, {}, {**totals, **compared}, num_examples=count, num_steps=steps)
 
@@ -271,6 +281,10 @@ def result_of(
         raise _diverged("kept state", num_steps)
     metrics = {k: float(totals[k]) for k in manifest.metrics}
     return LocalResult(segments, weight, metrics, num_examples, num_steps, kept)
+
+
+def _count(examples: Tensors) -> int:
+    return len(next(iter(examples.values())))
 
 
 def _check_loss(loss: Array, steps: int) -> None:

@@ -6,13 +6,18 @@ broadcasts a second model besides the checkpoint, the device evaluates both on t
 ``compared`` (1), ``difference`` (the first model's mean of one chosen metric minus the second's, times
 :data:`DIFFERENCE_SCALE`) and ``difference_squared`` (its square). Their sums give the mean and the spread *over
 devices*, which is what decides about a release, and nothing of any one device.
+
+A plan ``against`` :data:`~covey.plans.manifest.PERSONAL` broadcasts no second model: each device that uses one tuned on
+its own examples compares with that, on held-out examples that neither its training nor its gate can have seen
+(:mod:`covey.device.comparison`); ``compared`` is 0 on the others. On the loss, a difference above 0 says that
+personal models are better.
 """
 
 import math
 
 import msgspec
 
-from covey.plans.manifest import COMPARISON, EVALUATION_SCHEMA, AlgorithmRef, Manifest, Phase
+from covey.plans.manifest import COMPARISON, EVALUATION_SCHEMA, PERSONAL, AlgorithmRef, Manifest, Phase
 from covey.plans.plan import Plan, pack_plan
 from covey.types.errors import PlanBuildError
 
@@ -26,15 +31,16 @@ DIFFERENCE_LIMIT = 4.0
 """Larger differences count as this one, so that no single device decides: 4 nats are a factor of 55 in likelihood."""
 
 
-def evaluation_plan(plan: Plan, *, compares: str = "loss") -> bytes:
+def evaluation_plan(plan: Plan, *, compares: str = "loss", against: str = "") -> bytes:
     """Return the archive of the evaluation plan of a training plan, unsigned. Needs no JAX: the graph is there.
 
     Args:
         plan: of the training.
         compares: the metric of the device-level difference: ``loss``, or one of the task's own such as ``correct``.
+        against: the second model: empty for one that the server broadcasts, ``personal`` for each device's own.
 
     Raises:
-        PlanBuildError: a plan with differential privacy, or a metric that it does not have.
+        PlanBuildError: a plan with differential privacy, or a metric or a second model that there is not.
     """
     m = plan.manifest
     where = f"evaluation of plan {plan.hash[:12]}…"
@@ -48,18 +54,21 @@ def evaluation_plan(plan: Plan, *, compares: str = "loss") -> bytes:
     own = [k for k in m.metrics if k not in ("examples", "weight")]
     if compares not in own:
         raise PlanBuildError(where, expected=f"a metric among {', '.join(own)}", got=compares)
+    if against not in ("", PERSONAL):
+        raise PlanBuildError(where, expected=f"a second model: none named, or {PERSONAL}", got=against)
     steps = -(-m.max_examples // m.eval_batch_size)
     phase = Phase(
         name="evaluate",
         graph="eval",
         state=(),
-        shared=m.params,
+        shared=() if against else m.params,
         segments=(),
         batch_size=m.eval_batch_size,
         epochs=1,
         max_steps=steps,
         chunk_steps=1,
         compares=compares,
+        against=against,
     )
     query = msgspec.structs.replace(m.examples.query, split="test")
     changed: Manifest = msgspec.structs.replace(

@@ -62,6 +62,7 @@ __all__ = [
     "Manifest",
     "NOISE_SCHEMA",
     "NoiseTerms",
+    "PERSONAL",
     "Phase",
     "PrivacyTerms",
     "Query",
@@ -84,6 +85,8 @@ BASIS = "basis"
 BASE_METRICS = ("examples", "loss", "weight")
 COMPARISON = ("compared", "difference", "difference_squared")
 """The last metrics of an evaluation plan: 1 where the device compared two models, and how much they differed."""
+PERSONAL = "personal"
+"""What an evaluation compares ``against`` where the second model is each device's own. It never leaves the device."""
 CLIP = "clip"
 """The per-round value that carries the clip where a plan has noise."""
 CLIP_COUNT = "clip_count"
@@ -153,8 +156,9 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     ``trained/<parameter>`` for each of its tensors, and other parameters do not move; for ``lowrank``, the float32
     tensor ``basis``, and nothing moves but in its directions.
 
-    A phase of graph ``eval`` has no state and no segments. Where the server broadcasts a second model as ``shared``,
-    the device compares both by its mean of the metric ``compares``.
+    A phase of graph ``eval`` has no state and no segments. The device compares the checkpoint with a second model, if
+    there is one, by its mean of the metric ``compares``: with what the server broadcasts as ``shared`` or, where
+    ``against`` is :data:`PERSONAL`, with the tuned model that it uses itself.
 
     ``kept`` is what the device itself keeps from one of its sessions to the next, zeros at first: inputs
     ``shared.kept/<name>`` of the graphs and outputs ``kept.<name>`` of ``finish``. It is stored where the server
@@ -172,6 +176,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True):
     chunk_steps: int
     trained_in_place: bool = False
     compares: str = ""
+    against: str = ""
     kept: tuple[TensorSpec, ...] = ()
     begin: str = "begin"
     finish: str = "finish"
@@ -253,11 +258,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             segment = real_segment(s.name, s.length, s.max_delta * weight, n_max, ring_bits)
             if segment.fraction_bits < _LEAST_FRACTION_BITS:
                 raise LayoutError(
-                    f"segment {s.name!r}",
-                    expected=f"room for {_LEAST_FRACTION_BITS} bits behind the point",
+                    f"segment {s.name!r}", expected=f"room for {_LEAST_FRACTION_BITS} bits behind the point",
                     got=f"{segment.fraction_bits} in a ring of {ring_bits}",
                     hint="lower max_weight, max_delta or the group size, or widen ring_bits",
-                )
+                )  # fmt: skip
             out.append(segment)
         if noise is not None and noise.quantile is not None:
             out.append(Segment(CLIP_COUNT, 1, noise.count_bound + 1, n_max))
@@ -285,16 +289,12 @@ def decode_manifest(data: bytes) -> Manifest:
         schema = head.get("schema") if isinstance(head, dict) else None
         if isinstance(schema, int) and schema > SCHEMA_VERSION:
             raise PlanSchemaError(
-                "manifest.json: schema",
-                expected=f"at most {SCHEMA_VERSION}",
-                got=str(schema),
+                "manifest.json: schema", expected=f"at most {SCHEMA_VERSION}", got=str(schema),
                 hint="this plan was built with a newer Covey: upgrade this device",
-            )
+            )  # fmt: skip
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as e:
-        raise PlanFormatError(
-            "manifest.json", expected=f"a manifest of schema {SCHEMA_VERSION} or below", got=str(e)[:200]
-        ) from e
+        raise PlanFormatError("manifest.json", expected=f"schema {SCHEMA_VERSION} or below", got=str(e)[:200]) from e
     _validate(manifest)
     return manifest
 
@@ -348,22 +348,19 @@ def _phase_checks(p: Phase, where: str) -> list[tuple[bool, str, str]]:
         (min(p.batch_size, p.epochs, p.max_steps, p.chunk_steps) >= 1, where, "sizes of at least 1"),
         (len(p.segments) >= 1, f"{where}.segments", "at least one segment"),
         (all(s.weighting in ("examples", "none") for s in p.segments), f"{where}.weighting", "examples or none"),
-        (
-            not p.trained_in_place or len(p.segments) == 1,
-            f"{where}.trained_in_place",
-            "one segment, whose codec names what is trained",
-        ),
+        (not p.trained_in_place or len(p.segments) == 1, f"{where}.trained_in_place", "one segment, with its codec"),
         (all(s.max_delta > 0 for s in p.segments), f"{where}.max_delta", "above 0"),
-        (not p.compares, f"{where}.compares", "nothing but in an evaluation"),
+        (not p.compares and not p.against, f"{where}.compares", "nothing but in an evaluation"),
     ]
 
 
 def _evaluation_checks(m: Manifest, p: Phase, where: str) -> list[tuple[bool, str, str]]:
+    second = {"": m.params, PERSONAL: ()}
     return [
         (m.schema >= EVALUATION_SCHEMA, "schema", f"at least {EVALUATION_SCHEMA} for an evaluation"),
         (len(m.phases) == 1, "phases", "no other phase beside an evaluation"),
         (not p.segments and not p.state and not p.trained_in_place, where, "an evaluation to send the header alone"),
-        (p.shared == m.params, f"{where}.shared", "a second model's parameters"),
+        (p.shared == second.get(p.against), f"{where}: shared, against", f"a model, or none against {PERSONAL}"),
         (m.metrics[-len(COMPARISON) :] == COMPARISON, "metrics", f"to end with {', '.join(COMPARISON)}"),
         (p.compares in set(m.graph_metrics) - {"examples", "weight"}, f"{where}.compares", "a metric that has a mean"),
         (not m.hyper, "hyper", "no per-round values in an evaluation"),

@@ -4,6 +4,9 @@ The owner's key stays off the server. It signs a *delegation*, once: this releas
 until then. The server holds the release key and signs each release with it. A device pins the owner's key alone, and
 checks the chain.
 
+A release carries the owner's own signature over its plan besides: whoever has the release key may choose a checkpoint,
+but not what a device executes.
+
 Versions only move forward, so that nobody can hand a device an old model again: going back to an earlier checkpoint is
 a new version that names the old one. Both signatures cover a constant label and fields of constant or prefixed length,
 so that no statement can be read as another. A release is not bound to one delegation: a renewed one for the same key
@@ -16,6 +19,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from covey.plans.signing import verify_plan
 from covey.types.errors import ReleaseRefusedError
 
 __all__ = [
@@ -63,6 +67,9 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
         population: whose model it is.
         version: from 1; only moves forward.
         plan: SHA-256 of the plan whose ``predict`` graph serves it, lower-case hex.
+        plan_signature: the owner's over that plan (:mod:`covey.plans.signing`), 64 bytes in lower-case hex. The release
+            key does not sign it: it needs nobody's word but the owner's. Empty in what older servers stored; no device
+            accepts that.
         checkpoint: SHA-256 of the packed parameters, lower-case hex.
         num_bytes: their size.
         created_at: seconds since 1970, by the server's clock; for people, no device relies on it.
@@ -80,6 +87,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     rollback_of: int = 0
     delegation: Delegation
     signature: str
+    plan_signature: str = ""
 
 
 def delegate(owner: Ed25519PrivateKey, population: str, release_key: Ed25519PublicKey, expires_at: int) -> Delegation:
@@ -100,6 +108,7 @@ def sign_release(
     *,
     version: int,
     plan: str,
+    plan_signature: str,
     checkpoint: str,
     num_bytes: int,
     created_at: int,
@@ -118,6 +127,7 @@ def sign_release(
         population=delegation.population,
         version=version,
         plan=plan,
+        plan_signature=plan_signature,
         checkpoint=checkpoint,
         num_bytes=num_bytes,
         created_at=created_at,
@@ -156,6 +166,7 @@ def verify_release(
 
     Raises:
         ReleaseRefusedError: says which field is wrong.
+        PlanSignatureError: the owner never signed its plan for this population.
     """
     if release.population != population:
         raise _refused("release: population", "the pinned one", "another")
@@ -167,6 +178,7 @@ def verify_release(
     _verify(key, release.signature, _release_statement(release), "release")
     if release.version < newest_seen:
         raise _refused("release: version", f"at least {newest_seen}, seen before", str(release.version), _FORWARD)
+    verify_plan(owner, population, release.plan, _raw(release.plan_signature, 64, "release: plan_signature"))
 
 
 def encode_release(release: Release) -> bytes:

@@ -11,7 +11,9 @@ from typing import Any
 
 import msgspec
 
-from covey.server.pace import Chance, PaceSteering
+from covey.server.config import ServerConfig
+from covey.server.messages import WantDevices
+from covey.server.pace import Chance, PaceSettings, PaceSteering
 from covey.types.errors import AlreadyInRoundError, BusyError
 from covey.wire.messages import Abandoned, ComeBack, Reported
 
@@ -22,7 +24,7 @@ _BUSY_S = 1.0
 _PACED = ("counted", "abandoned", "not_selected", "between_rounds")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reconnect:
     """When a device that leaves shall check in again.
 
@@ -31,12 +33,34 @@ class Reconnect:
         paused_retry_s: while no round is to come.
         pace: the steering of the pace.
         chance: for moments within a window.
+        wish: the last wish of a selection that the steering was told of.
     """
 
     retry_s: float = 1.0
     paused_retry_s: float = 60.0
     pace: PaceSteering | None = None
     chance: Chance = field(default_factory=random.SystemRandom)
+    wish: WantDevices | None = None
+
+    @classmethod
+    def steered(cls, config: ServerConfig) -> "Reconnect":
+        """Return what a configuration says."""
+        own = config.pace
+        settings = PaceSettings(config.round.goal, config.poll_s, own.margin, own.least_s, own.most_s)
+        return cls(config.retry_s, pace=PaceSteering(settings))
+
+    def observe_checkin(self, now_s: float) -> None:
+        """Note that a device checked in."""
+        if self.pace is not None:
+            self.pace.observe_checkin(now_s)
+
+    def observe_wish(self, wish: WantDevices | None, now_s: float) -> None:
+        """Note how many devices are wanted, and when; each wish counts once."""
+        if self.pace is None or wish is None or wish is self.wish:
+            return
+        lasts_s = 0.0 if wish.expected_at_s is None else wish.expected_at_s - now_s
+        self.pace.observe_round(now_s, wanted=wish.count, at_least=wish.at_least, lasts_s=lasts_s)
+        self.wish = wish
 
     def after_s(self, reason: str, now_s: float, expected_at_s: float | None = None) -> float:
         """Return how many seconds a device shall stay away.

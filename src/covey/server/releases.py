@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from covey.plans.manifest import Manifest
-from covey.plans.release import Delegation, Release, sign_release
+from covey.plans.release import Release, sign_release
 from covey.privacy.ledger import admission
 from covey.server.promotion import Comparison, Evidence, ReleaseSettings, Verdict, decide
 from covey.server.release_key import Signer
@@ -89,8 +89,7 @@ class ReleaseDesk:
 
     def history(self, now_s: float) -> ReleaseHistory:
         """Return every release and every candidate, in order."""
-        word = self._signer(now_s).delegation
-        releases = tuple(_renewed(r, word) for r in self._store.releases(self.population))
+        releases = tuple(self._handed_out(r, now_s) for r in self._store.releases(self.population))
         return ReleaseHistory(releases=releases, candidates=self._store.candidates(self.population))
 
     def current(self, now_s: float) -> Release:
@@ -101,7 +100,7 @@ class ReleaseDesk:
         """
         if self._newest is None:
             raise NotFoundError("release", expected="a first release", got="none yet", hint="come again later")
-        return _renewed(self._newest, self._signer(now_s).delegation)
+        return self._handed_out(self._newest, now_s)
 
     def committed(self, summary: RoundSummary, now_s: float) -> CandidateSummary | None:
         """Take a committed round; return the candidate that it makes, decided or pending, or None."""
@@ -165,6 +164,19 @@ class ReleaseDesk:
         self._store.publish(made)
         self._newest = made
         return made
+
+    def _handed_out(self, release: Release, now_s: float) -> Release:
+        """Return a release under the newest delegation of its key, with its plan's signature if it was stored bare."""
+        word = self._signer(now_s).delegation
+        if word is None or word.release_key != release.delegation.release_key:
+            word = release.delegation
+        signature = release.plan_signature or self._plan_signature(release.plan)
+        return msgspec.structs.replace(release, delegation=word, plan_signature=signature)
+
+    def _plan_signature(self, plan: str) -> str:
+        """Return the owner's signature over a plan: whatever is released was trained by a task, and none is deleted."""
+        tasks = self._storage.tasks(self.population)
+        return next((t.signature.lower() for t in tasks if t.plan == plan), "")  # in a release hex has one form
 
     def _stands(self, summary: RoundSummary) -> bool:
         every = self.settings.every
@@ -238,18 +250,12 @@ class ReleaseDesk:
             signer.delegation,
             version=self.version + 1,
             plan=plan,
+            plan_signature=self._plan_signature(plan),
             checkpoint=checkpoint,
             num_bytes=num_bytes,
             created_at=int(now_s),
             rollback_of=rollback_of,
         )
-
-
-def _renewed(release: Release, word: Delegation | None) -> Release:
-    """Return a release under the newest delegation of its key."""
-    if word is None or word.release_key != release.delegation.release_key:
-        return release
-    return msgspec.structs.replace(release, delegation=word)
 
 
 def _shown(value: float) -> float:

@@ -49,7 +49,7 @@ def load_evaluation(storage: Storage, directory: Path, config: ServerConfig) -> 
     """Return the evaluation plan of a server's directory, stored; None where there is none.
 
     Raises:
-        UsageError: a plan without a signature, or one that evaluates nothing.
+        UsageError: a plan without a signature, or one that does not compare two checkpoints.
         PlanError: not a plan, or not signed by the owner whose key is in the directory.
     """
     path = directory / config.release.plan
@@ -60,6 +60,10 @@ def load_evaluation(storage: Storage, directory: Path, config: ServerConfig) -> 
     (phase, *others) = plan.manifest.phases
     if phase.graph != "eval" or others:
         raise UsageError(f"file {path}", expected="an evaluation plan", got="a training plan", hint=_MAKE)
+    if phase.against:
+        raise UsageError(
+            f"file {path}", expected="a comparison with the release before", got=f"one with {phase.against} models"
+        )
     try:
         signature = (directory / config.release.signature).read_text("ascii").strip()
     except (OSError, UnicodeDecodeError) as e:

@@ -27,11 +27,19 @@ __all__ = ["Listening", "serve"]
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where a server listens, and where it resumed: the number of committed rounds."""
+    """Where a server listens, and where it resumed.
+
+    Attributes:
+        url: ``https://host:port``.
+        population: whom it serves.
+        round: the number of committed rounds.
+        resting: each task that waits for the operator, with its state and, where a round was its last, why.
+    """
 
     url: str
     population: str
     round: int
+    resting: tuple[str, ...] = ()
 
 
 def serve(
@@ -68,7 +76,7 @@ def serve(
         record = load_population(storage, directory, config)
         service = Service(storage, config, Credentials(key), on_round=on_round, directory=directory)
         port = listener.getsockname()[1]
-        ready = Listening(f"https://{config.host}:{port}", config.population, record.round)
+        ready = Listening(f"https://{config.host}:{port}", config.population, record.round, _resting(service, storage))
         admin = Admin(service, storage, directory, config, token)
         app = create_app(service, Gate.of(config, service.credentials, directory), admin.routes())
         serving = tls_config(app, authority, config.limits)
@@ -77,6 +85,17 @@ def serve(
             serving, on_ready=lambda: _begun(ready, service, on_ready), on_stop=lambda: _stopping(service)
         )
         server.run(sockets=[listener])
+
+
+def _resting(service: Service, storage: SqliteStorage) -> tuple[str, ...]:
+    """Say of every paused task why it is: a server that serves and does nothing must not be a riddle."""
+    rows = {row.task: row for row in storage.rounds(service.population)}
+    told = []
+    for task in service.coordinator.tasks():
+        if task.state == "paused":
+            why = rows[task.task].reason if task.task in rows else ""
+            told.append(f"task {task.task!r} is paused" + (f": {why}" if why else ""))
+    return tuple(told)
 
 
 def _begun(ready: Listening, service: Service, on_ready: Callable[[Listening], None]) -> None:

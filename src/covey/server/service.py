@@ -32,12 +32,10 @@ from covey.server.messages import (
     Envelope,
     Reply,
     StepAwaited,
-    WantDevices,
     coordinator_address,
     selector_address,
 )
 from covey.server.metrics import Metrics
-from covey.server.pace import PaceSettings, PaceSteering
 from covey.server.participation import Participation, already_in_round
 from covey.server.reconnect import Reconnect
 from covey.server.releasing import Releasing
@@ -85,11 +83,7 @@ class Service:
             num_shards=config.num_shards,
             noise=AesCtr(os.urandom(32), private=True),
         )
-        self.pace = PaceSteering(
-            PaceSettings(config.round.goal, config.poll_s, config.pace.margin, config.pace.least_s, config.pace.most_s)
-        )
-        self.reconnect = Reconnect(config.retry_s, pace=self.pace)
-        self._paced: WantDevices | None = None
+        self.reconnect = Reconnect.steered(config)
         self.participation = Participation()
         waiting = SelectorSettings(config.poll_s, config.max_waiting)
         self.selector = Selector(self.population, waiting, random.SystemRandom())
@@ -170,7 +164,7 @@ class Service:
         Whoever waits already under the same ``subject`` of a credential is refused: it has one place.
         """
         ticket, answer = self._ticket()
-        self.pace.observe_checkin(self.now_s())
+        self.reconnect.observe_checkin(self.now_s())
         if former := self.participation.arrived(ticket, subject):
             self._answer(former, Reply(already_in_round()))
             self._send(selector_address(self.population), DeviceLeft(former))
@@ -293,11 +287,8 @@ class Service:
 
     def _stamped(self, message: Any) -> Any:
         """Fill in when a device shall come again: the only place where that is decided."""
-        now_s, wish = self.now_s(), self.selector.wish
-        if wish is not None and wish is not self._paced:
-            lasts_s = 0.0 if wish.expected_at_s is None else wish.expected_at_s - now_s
-            self.pace.observe_round(now_s, wanted=wish.count, at_least=wish.at_least, lasts_s=lasts_s)
-            self._paced = wish
+        now_s = self.now_s()
+        self.reconnect.observe_wish(self.selector.wish, now_s)
         return self.reconnect.stamped(message, now_s, self.coordinator.expected_at_s)
 
     # Routing
@@ -313,7 +304,7 @@ class Service:
 
     def _dispatch(self, envelopes: list[Envelope]) -> None:
         """Carry what left the engine to where it belongs."""
-        if min(self._deadlines(), default=math.inf) < self._wakes_at_s:
+        if self._due_s() < self._wakes_at_s:
             self._changed.set()  # else the clock sleeps on: to wake it for every check-in costs as much as to answer it
         if self.coordinator.summaries > self._num_told:
             self.participation.end()
@@ -385,18 +376,18 @@ class Service:
     async def _keep_time(self) -> None:
         while not self._stopping:
             self._changed.clear()
-            due_s = min(self._deadlines(), default=None)
-            self._wakes_at_s = math.inf if due_s is None else due_s
-            wait_s = None if due_s is None else max(0.0, due_s - self.now_s())
+            self._wakes_at_s = self._due_s()
+            wait_s = None if self._wakes_at_s == math.inf else max(0.0, self._wakes_at_s - self.now_s())
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), wait_s)
             if out := self._engine.tick(self.now_s()):
                 self._dispatch(out)
             await self.shards.tick()
 
-    def _deadlines(self) -> list[float]:
+    def _due_s(self) -> float:
+        """Return when something is next due; infinity: never."""
         engine = self._engine.next_deadline_s()
-        return [*self.shards.deadlines(), *([] if engine is None else [engine])]
+        return min([*self.shards.deadlines(), *([] if engine is None else [engine])], default=math.inf)
 
 
 def _token() -> str:

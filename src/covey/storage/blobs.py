@@ -30,12 +30,16 @@ def storage_errors(where: str) -> Iterator[None]:
 class BlobDir:
     """A directory of immutable blobs."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the directory, or make it; what a killed process left half-written is removed."""
+    def __init__(self, path: Path, *, is_own: bool = True) -> None:
+        """Open the directory, or make it.
+
+        What a killed process left half-written is removed, unless the directory is another's (``is_own``): that one may
+        be writing right now.
+        """
         self._path = path
         with storage_errors("blob directory"):
             path.mkdir(parents=True, exist_ok=True)
-            for leftover in path.glob(".partial-*"):
+            for leftover in path.glob(".partial-*") if is_own else ():
                 leftover.unlink()
 
     def put(self, data: bytes) -> str:

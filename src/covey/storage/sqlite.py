@@ -26,13 +26,13 @@ _TASK = "population, name, kind, plan, signature, settings, state, rounds, versi
 class SqliteStorage:
     """See :class:`covey.storage.interface.Storage`."""
 
-    def __init__(self, directory: Path, *, keep_checkpoints: int = 10) -> None:
-        """Open ``directory``, or make it.
+    def __init__(self, directory: Path, *, keep_checkpoints: int = 10, is_own: bool = True) -> None:
+        """Open ``directory``, or make it. ``is_own`` False: to look at what a server may be using meanwhile.
 
         Raises:
             StorageError: it cannot be used, or was written by a newer Covey.
         """
-        self._blobs = BlobDir(directory / "blobs")
+        self._blobs = BlobDir(directory / "blobs", is_own=is_own)
         self._keep = max(1, keep_checkpoints)
         with _errors():
             self._db = sqlite3.connect(

@@ -44,6 +44,7 @@ def release_of(version: int, number: int | None = None, population: str = "p") -
         created_at=version,
         delegation=Delegation(population=population, release_key="00" * 32, expires_at=9, signature="11" * 64),
         signature="22" * 64,
+        plan_signature="33" * 64,
     )
 
 
