@@ -77,7 +77,7 @@ def encode_checkpoint(
 
 
 def decode_checkpoint(
-    payload: bytes, length: int, spec: str, seed: bytes, *, base: NDArray[np.float32] | None = None
+    payload: bytes | memoryview, length: int, spec: str, seed: bytes, *, base: NDArray[np.float32] | None = None
 ) -> Reals:
     """Return the parameters, ``[length]``.
 
@@ -161,16 +161,16 @@ def decode_download(data: bytes, specs: Sequence[TensorSpec], spec: str) -> Tens
         return unpack_tensors(specs, data)
     if len(data) != (needed := download_num_bytes(spec, specs)):
         raise CheckpointFormatError(f"checkpoint by {spec}", expected=f"{needed} bytes", got=str(len(data)))
-    out, offset = {}, 0
+    view, out, offset = memoryview(data), {}, 0
     for s in sorted(specs):
         end = offset + _num_bytes(codec, s)
-        out[s.name] = _decoded(data[offset:end], s, spec) if s.size else np.zeros(s.shape, np.float32)
+        out[s.name] = _decoded(view[offset:end], s, spec) if s.size else np.zeros(s.shape, np.float32)
         out[s.name].flags.writeable = False
         offset = end
     return out
 
 
-def _decoded(payload: bytes, tensor: TensorSpec, spec: str) -> Reals:
+def _decoded(payload: memoryview, tensor: TensorSpec, spec: str) -> Reals:
     try:
         return decode_checkpoint(payload, tensor.size, spec, _seed(tensor.name)).reshape(tensor.shape)
     except (UpdateError, VersionError) as e:
