@@ -143,6 +143,7 @@ _OPTIONS = [
         help="iid, two-class, dirichlet:ALPHA, resample:N, writer or role, as the data allow.",
     ),
     click.option("--compression", metavar="SPEC", help="How updates are encoded, as 'hd|eden:2'; docs/compression.md."),
+    click.option("--download", metavar="SPEC", help="How checkpoints are encoded, as quantize:8; docs/compression.md."),
     click.option("--clients", "num_clients", type=int, metavar="N", help="How many devices the data are dealt to."),
 ]
 

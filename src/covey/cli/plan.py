@@ -163,6 +163,7 @@ def inspect(plan: Path) -> None:
 @click.option("--signature", type=file_path, metavar="FILE", help="With --owner-key; PLAN.sig unless told.")
 def check(plan: Path, owner_key: Path | None, population: str | None, signature: Path | None) -> None:
     """Check a plan as a device does: canonical bytes, schema, operators, sums that cannot overflow, signature."""
+    from covey.compression.checkpoint import download_num_bytes
     from covey.compression.codec import codec_for
     from covey.plans.lint import lint_plan
     from covey.plans.signing import load_public_key, verify_plan
@@ -177,6 +178,7 @@ def check(plan: Path, owner_key: Path | None, population: str | None, signature:
         opened.manifest.layout(index)
         for segment in phase.segments:
             codec_for(segment.codec, terms.mode, terms.most_in_sum, noised=terms.noise is not None)
+    download_num_bytes(opened.manifest.download, opened.manifest.params)
     click.echo(f"{plan}: canonical, schema {opened.manifest.schema}, {len(opened.graphs)} graphs of allowed operators")
     if owner_key is None or population is None:
         click.echo("signature: not checked (give --owner-key and --population)")
@@ -236,6 +238,8 @@ def _open(path: Path) -> "Plan":
 
 
 def _facts(m: "Manifest") -> dict[str, str]:
+    from covey.compression.checkpoint import download_num_bytes
+
     terms, query = m.privacy, m.examples.query
     facts = {
         "task": m.task,
@@ -254,6 +258,8 @@ def _facts(m: "Manifest") -> dict[str, str]:
             facts["  compares"] = f"{which} by their {p.compares}, and sends metric sums alone"
         for s in p.segments:
             facts[f"  sends {s.name}"] = f"{s.length:,} values by {s.codec}, changes up to {s.max_delta:g}"
+    if m.download:
+        facts["downloads"] = f"checkpoints by {m.download}, {bytes_text(download_num_bytes(m.download, m.params))}"
     for h in m.hyper:
         facts[f"per round {h.name}"] = f"{h.default:g} ({h.low:g} to {h.high:g})"
     facts["metrics"] = ", ".join(m.metrics)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from covey.compression.checkpoint import download_num_bytes
 from covey.device.private import PrivacyFloor, check_privacy
 from covey.device.trainer import hyper_values
 from covey.plans.manifest import Manifest, PrivacyTerms
@@ -149,7 +150,8 @@ def _check_blobs(manifest: Manifest, assignment: Assignment) -> None:
         raise PlanRefusedError(
             "plan: budget.memory_bytes", expected=f"at least the model's {params + shared}", got="less"
         )
-    _check_size(assignment.checkpoint, "checkpoint", exactly=params)
+    download = download_num_bytes(manifest.download, manifest.params)
+    _check_size(assignment.checkpoint, "checkpoint", exactly=download)
     optional = assignment.kind == "evaluate" and assignment.shared is None
     if (assignment.shared is not None) != bool(shared) and not optional:
         raise PlanRefusedError(

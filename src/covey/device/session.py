@@ -295,7 +295,9 @@ class Session:
         assert self._plan is not None
         manifest = self._plan.manifest
         if self.state is SessionState.FETCHING_CHECKPOINT:
-            self._params = self._verified.tensors(assignment.checkpoint, manifest.params, data, "checkpoint")
+            self._params = self._verified.tensors(
+                assignment.checkpoint, manifest.params, data, "checkpoint", download=manifest.download
+            )
             if assignment.shared is not None:
                 return self._go(SessionState.FETCHING_SHARED, FetchBlob(assignment.shared, "shared"))
             return self._train(self._plan, assignment, {})

@@ -4,11 +4,12 @@ import threading
 from collections import OrderedDict
 from typing import TypeVar
 
+from covey.compression.checkpoint import decode_download, download_num_bytes
 from covey.compression.codec import codec_for
 from covey.plans.lint import lint_plan
 from covey.plans.plan import Plan, unpack_plan
 from covey.types.errors import BlobHashError
-from covey.types.tensors import Tensors, TensorSpec, sha256_hex, unpack_tensors
+from covey.types.tensors import Tensors, TensorSpec, sha256_hex
 from covey.wire.messages import BlobRef
 
 __all__ = ["Verified"]
@@ -38,7 +39,7 @@ class Verified:
 
         Raises:
             PlanError: wrong hash, not canonical, a newer schema, or an operator outside the list.
-            CompressionSpecError: an unknown codec, or one that secure aggregation cannot sum.
+            CompressionSpecError: an unknown codec, one that secure aggregation cannot sum, or that no download has.
             MissingExtraError: a codec that needs a package which this device does not have.
             LayoutError: sums that could overflow.
         """
@@ -48,6 +49,7 @@ class Verified:
             return known
         plan = unpack_plan(data, expected_hash=ref.sha256)
         lint_plan(plan)
+        download_num_bytes(plan.manifest.download, plan.manifest.params)
         terms = plan.manifest.privacy
         for index, phase in enumerate(plan.manifest.phases):
             plan.manifest.layout(index)
@@ -57,23 +59,34 @@ class Verified:
             _keep(self._plans, ref.sha256, plan, self._max_plans)
         return plan
 
-    def tensors(self, ref: BlobRef, specs: tuple[TensorSpec, ...], data: bytes, where: str) -> Tensors:
-        """Return the tensors that ``ref`` names: views into ``data`` where they are not already known.
+    def tensors(
+        self, ref: BlobRef, specs: tuple[TensorSpec, ...], data: bytes, where: str, *, download: str = ""
+    ) -> Tensors:
+        """Return the tensors that ``ref`` names: views into ``data`` where they are not already known, nor encoded.
+
+        Args:
+            ref: the blob.
+            specs: what it holds.
+            data: its bytes, as they came.
+            where: for errors.
+            download: how they are encoded, as the plan says; empty: packed float32.
 
         Raises:
             BlobHashError: ``data`` is not what its name says.
             LayoutError: not as many bytes as the specs need.
+            CheckpointFormatError: it is, and cannot be decoded.
         """
+        name = f"{ref.sha256} {download}"
         with self._lock:
-            known = self._tensors.get(ref.sha256)
+            known = self._tensors.get(name)
         if known is not None:
             return known
         digest = sha256_hex(data)
         if digest != ref.sha256:
             raise BlobHashError(where, expected=f"sha256 {ref.sha256[:12]}…", got=f"{digest[:12]}…", hint=_AGAIN)
-        tensors = unpack_tensors(specs, data)
+        tensors = decode_download(data, specs, download)
         with self._lock:
-            _keep(self._tensors, ref.sha256, tensors, self._max_tensors)
+            _keep(self._tensors, name, tensors, self._max_tensors)
         return tensors
 
 

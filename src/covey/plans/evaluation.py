@@ -80,6 +80,7 @@ def evaluation_plan(plan: Plan, *, compares: str = "loss", against: str = "") ->
         phases=(phase,),
         hyper=(),
         metrics=(*m.metrics, *COMPARISON),
+        download="",  # what is measured is what would be released
     )
     return pack_plan(changed, {"eval": plan.graphs["eval"]})
 

@@ -27,6 +27,15 @@ from typing import Any
 import msgspec
 
 from covey.plans.fields import ExampleSchema, FieldSpec, Query
+from covey.plans.schemas import (
+    ACTIVE_SCHEMA,
+    DOWNLOAD_SCHEMA,
+    EVALUATION_SCHEMA,
+    NOISE_SCHEMA,
+    SCHEMA_VERSION,
+    STATE_SCHEMA,
+    needed_schema,
+)
 from covey.plans.terms import Budget, Eligibility, NoiseTerms, PrivacyTerms, SecureTerms
 from covey.types.errors import LayoutError, PlanFormatError, PlanSchemaError
 from covey.types.segments import Segment, header_segment, real_segment
@@ -38,6 +47,7 @@ __all__ = [
     "CLIP",
     "CLIP_COUNT",
     "COMPARISON",
+    "DOWNLOAD_SCHEMA",
     "EVALUATION_SCHEMA",
     "SCHEMA_VERSION",
     "TRAINED",
@@ -65,18 +75,6 @@ __all__ = [
     "needed_schema",
 ]
 
-SCHEMA_VERSION = 3
-"""The newest schema that this version reads."""
-NOISE_SCHEMA = 2
-"""The schema of plans with noise. Unknown fields are ignored, so an older device would train such a plan without a
-clip: the higher number makes it refuse."""
-ACTIVE_SCHEMA = 3
-"""The schema of plans against an active server. An older device would take part as if the server were honest."""
-EVALUATION_SCHEMA = 3
-"""The schema of plans whose phase evaluates."""
-STATE_SCHEMA = 3
-"""The schema of plans whose devices keep state, or whose phases have graphs of their own: an older device would ignore
-the fields that say so, and send another update than the algorithm's."""
 KEPT = "kept"
 """Prefix of what a device keeps from session to session: ``shared.kept/<name>`` goes in, ``kept.<name>`` comes out."""
 TRAINED = "trained"
@@ -204,7 +202,10 @@ class GraphEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """See the module's docstring. Unknown fields are ignored; a higher ``schema`` is refused."""
+    """See the module's docstring. Unknown fields are ignored; a higher ``schema`` is refused.
+
+    ``download`` is how a round's checkpoint is encoded (:mod:`covey.compression.checkpoint`); empty: float32.
+    """
 
     schema: int = 1
     task: str
@@ -221,6 +222,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     eligibility: Eligibility = Eligibility()
     budget: Budget = Budget()
     privacy: PrivacyTerms = PrivacyTerms()
+    download: str = ""
     built_with: dict[str, str] = {}
 
     @property
@@ -270,15 +272,6 @@ _LEAST_FRACTION_BITS = 8
 """A weighted coordinate is rounded to 1/256 at worst: to 4e-6 of a device's change, at a thousand examples."""
 
 
-def needed_schema(privacy: PrivacyTerms, phases: tuple[Phase, ...] = ()) -> int:
-    """Return the schema of a plan with these: the lowest that makes a device that does not know them refuse."""
-    if any(p.needs_state_schema for p in phases):
-        return STATE_SCHEMA
-    if privacy.secure is not None and privacy.secure.is_active:
-        return ACTIVE_SCHEMA
-    return NOISE_SCHEMA if privacy.noise is not None else 1
-
-
 def encode_manifest(manifest: Manifest) -> bytes:
     """Encode as JSON with sorted keys: the same manifest always gives the same bytes."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=2)
@@ -319,6 +312,7 @@ def _validate(m: Manifest) -> None:
         (m.metrics[: len(BASE_METRICS)] == BASE_METRICS, "metrics", f"to start with {', '.join(BASE_METRICS)}"),
         (len(set(m.metrics)) == len(m.metrics), "metrics", "distinct names"),
         (m.params == tuple(sorted(m.params)), "params", "canonical order"),
+        (m.schema >= DOWNLOAD_SCHEMA or not m.download, "schema", f"at least {DOWNLOAD_SCHEMA} for a download spec"),
     ]
     for i, p in enumerate(m.phases):
         known = m.schema >= STATE_SCHEMA or not p.needs_state_schema
@@ -370,6 +364,7 @@ def _evaluation_checks(m: Manifest, p: Phase, where: str) -> list[tuple[bool, st
         (m.metrics[-len(COMPARISON) :] == COMPARISON, "metrics", f"to end with {', '.join(COMPARISON)}"),
         (p.compares in set(m.graph_metrics) - {"examples", "weight"}, f"{where}.compares", "a metric that has a mean"),
         (not m.hyper, "hyper", "no per-round values in an evaluation"),
+        (not m.download, "download", "nothing: an evaluation measures the exact checkpoint"),
         (m.privacy.noise is None, "privacy.noise", "none: an evaluation has nothing but metrics, which get no noise"),
     ]
 

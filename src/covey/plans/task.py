@@ -98,8 +98,8 @@ class Local:
 class PlanOptions:
     """What a plan fixes besides the mathematics. ``max_steps`` None: what ``epochs`` over ``max_examples`` need.
 
-    ``compression`` is the spec by which every segment is encoded. ``gradient_batch_size`` is that of gradient phases,
-    where the batch size only bounds memory; None: ``batch_size``.
+    ``compression`` is the spec by which every segment is encoded, ``download`` that of checkpoints.
+    ``gradient_batch_size`` is that of gradient phases, where the batch size only bounds memory; None: ``batch_size``.
     """
 
     batch_size: int = 10
@@ -111,6 +111,7 @@ class PlanOptions:
     min_examples: int = 1
     max_examples: int = 10_000
     compression: str = "float32"
+    download: str = ""
     eligibility: Eligibility = field(default_factory=Eligibility)
     budget: Budget = field(default_factory=Budget)
     privacy: PrivacyTerms = field(default_factory=PrivacyTerms)

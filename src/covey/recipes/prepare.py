@@ -19,6 +19,7 @@ import msgspec
 
 import covey
 from covey.algorithms.registry import parse_algorithm
+from covey.compression.checkpoint import download_spec
 from covey.compression.codec import codec_for, codec_named
 from covey.compression.structured_updates import ROW_VALUES, LowRank, RandomMask
 from covey.data.dataset import FederatedDataset, sizes_of
@@ -106,7 +107,7 @@ def plan_options(
     """Return what the plan fixes. B of infinity becomes the largest client's size, padded and masked for the others.
 
     Raises:
-        CompressionSpecError, MissingExtraError: a compression that cannot be used.
+        CompressionSpecError, MissingExtraError: a compression or a download that cannot be used.
     """
     batch_size = settings.batch_size
     largest = largest_device(settings, dataset)
@@ -122,6 +123,7 @@ def plan_options(
         eval_batch_size=settings.eval_batch_size,
         max_examples=settings.max_examples,
         compression=codec_for(settings.compression, privacy.mode, privacy.most_in_sum, noised=noised).text,
+        download=download_spec(settings.download),
         privacy=privacy,
     )
 

@@ -57,7 +57,7 @@ def with_privacy(prepared: Prepared, spec: Spec, setting: Setting) -> tuple[Prep
     clip = HyperBound(name=CLIP, default=mechanism.clip, low=mechanism.clip_low, high=mechanism.clip_high)
     private = msgspec.structs.replace(
         manifest,
-        schema=needed_schema(terms, manifest.phases),
+        schema=needed_schema(terms, manifest.phases, manifest.download),
         privacy=terms,
         phases=tuple(_noised(p, codec, noise) for p in manifest.phases),
         hyper=(*manifest.hyper, clip),

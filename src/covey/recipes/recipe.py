@@ -53,6 +53,7 @@ class Settings:
         partition: how the data are dealt out; None: the data set's own way.
         num_clients: how many devices there are; None: the data set's own number.
         compression: how updates are encoded: a spec of docs/compression.md.
+        download: how checkpoints are: ``quantize:B``; empty: float32.
         trainer: one of :data:`TRAINERS`.
         chunk_steps: steps in one call of the runtime, about a second of work.
         eval_batch_size: examples in one step of an evaluation.
@@ -70,6 +71,7 @@ class Settings:
     partition: str | None = None
     num_clients: int | None = None
     compression: str = "float32"
+    download: str = ""
     trainer: str = "jax"
     chunk_steps: int = 60
     eval_batch_size: int = 100

@@ -184,7 +184,7 @@ class Round:
         if not tickets:
             return self.abandon("too_few_devices", now_s)
         try:
-            shared = self._broadcast()
+            checkpoint, shared = self._broadcast()
         except CoveyError as error:  # a full disk, say
             return self.abandon(error.code, now_s) + send_away(tickets)
         sessions = [self.new_token() for _ in tickets]
@@ -192,7 +192,7 @@ class Round:
         self._shards = tuple(range(min(self.num_shards, len(tickets))))
         self.deadline_s = now_s + self.settings.report_timeout_s
         self.state, self.reporting_since_s = RoundState.REPORTING, now_s
-        offer = self._offer(shared)
+        offer = self._offer(checkpoint, shared)
         # Aggregators first: a report must never overtake the message that makes room for it.
         out = [
             Envelope(
@@ -205,15 +205,20 @@ class Round:
             out.append(Envelope(device_address(ticket), Reply(msgspec.structs.replace(offer, session=session))))
         return out
 
-    def _broadcast(self) -> BlobRef | None:
+    def _broadcast(self) -> tuple[BlobRef, BlobRef | None]:
+        """Store what devices download besides the plan; return where the checkpoint is, and what is shared."""
+        encoded = self.work.download()
+        checkpoint = self.work.checkpoint if encoded is None else self._published(encoded)
         shared = self.work.shared(self.phase)
         if not shared:
-            return None
-        data = pack_tensors(shared, self.work.manifest.phases[self.phase].shared)
+            return checkpoint, None
+        return checkpoint, self._published(pack_tensors(shared, self.work.manifest.phases[self.phase].shared))
+
+    def _published(self, data: bytes) -> BlobRef:
         self._broadcasts.add(self.storage.put_blob(data))
         return checkpoint_ref(data)
 
-    def _offer(self, shared: BlobRef | None) -> Assignment:
+    def _offer(self, checkpoint: BlobRef, shared: BlobRef | None) -> Assignment:
         record = self.work.task.record
         return Assignment(
             session="",
@@ -221,7 +226,7 @@ class Round:
             phase=self.phase,
             plan=self.work.plan,
             signature=record.signature,
-            checkpoint=self.work.checkpoint,
+            checkpoint=checkpoint,
             shared=shared,
             hyper=self.work.hyper,
             mode=self.work.manifest.privacy.mode,

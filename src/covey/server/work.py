@@ -11,8 +11,10 @@ import msgspec
 
 from covey.algorithms.algorithm import Aggregate, ServerState
 from covey.algorithms.registry import server_half
+from covey.compression.checkpoint import download_num_bytes
 from covey.plans.manifest import Manifest
 from covey.privacy.randomness import Randomness
+from covey.server.download import Offered
 from covey.server.messages import public_seed
 from covey.server.opening import opened_reals
 from covey.server.private import PrivateSums
@@ -41,7 +43,7 @@ class Work(Protocol):
 
     @property
     def checkpoint(self) -> BlobRef:
-        """What devices begin with."""
+        """What devices begin with: a version of the model, exact."""
         ...
 
     @property
@@ -55,6 +57,10 @@ class Work(Protocol):
 
     def begin(self) -> None:
         """Start a round from what is committed."""
+        ...
+
+    def download(self) -> bytes | None:
+        """Return the checkpoint as devices download it; None: as it is stored. Raises UpdateNotFiniteError."""
         ...
 
     def shared(self, phase: int) -> Tensors:
@@ -98,10 +104,12 @@ class Training:
         Raises:
             UsageError: settings that cannot work with the plan, or a plan of another model.
             AsynchronousError: a plan whose algorithm has no rounds.
+            CompressionSpecError: a plan whose checkpoints cannot be encoded.
             PrivacyError: noise that cannot be; BudgetExhaustedError where the population has spent what it may.
         """
         check_settings(task.settings.round, manifest)
         check_schedule(task.settings)
+        download_num_bytes(manifest.download, manifest.params)
         self.task = task
         self.manifest = manifest
         self.plan = plan_ref(task, storage)
@@ -126,6 +134,7 @@ class Training:
         extra = stored if _shapes(stored) == self._carried else first
         self._committed = self._next = ServerState(params, extra)
         self._checkpoint = checkpoint_ref(packed)
+        self._offered: Offered | None = None
 
     @property
     def number(self) -> int:
@@ -149,7 +158,16 @@ class Training:
 
     def begin(self) -> None:
         """See :class:`Work`."""
-        self._next = self._committed
+        self._next, self._offered = self._committed, None
+
+    def download(self) -> bytes | None:
+        """See :class:`Work`. From here on the round stands on what devices decode."""
+        if not self.manifest.download:
+            return None
+        if self._offered is None:
+            self._offered = Offered.of(pack_tensors(self._committed.params, self.manifest.params), self.manifest)
+            self._next = ServerState(self._offered.params, self._committed.extra)
+        return self._offered.data
 
     def shared(self, phase: int) -> Tensors:
         """See :class:`Work`."""
@@ -175,12 +193,14 @@ class Training:
         """See :class:`Work`."""
         if _shapes(self._next.extra) != self._carried:  # a restart would take it for another algorithm's
             raise LayoutError("server state", expected="the names and shapes of the algorithm's init", got="others")
-        packed = pack_tensors(self._next.params, self.manifest.params)
+        params = self._offered.carried_over(self._next.params) if self._offered else self._next.params
+        packed = pack_tensors(params, self.manifest.params)
         checkpoint = checkpoint_ref(packed)
         extra = self._next.extra if self._private is None else self._private.state(self._next.extra)
         row = msgspec.structs.replace(summary, checkpoint=checkpoint.sha256)
         self._storage.commit_round(self.task.record.population, row, packed, encode_named(extra))
-        self._record, self._committed = _population(self.task, self._storage), self._next
+        self._record = _population(self.task, self._storage)
+        self._committed = ServerState(params, self._next.extra)
         self._checkpoint = checkpoint
         return row
 
@@ -231,6 +251,10 @@ class Evaluation:
     def begin(self) -> None:
         """Take the newest checkpoint, unless one was chosen."""
         self._checkpoint = checkpoint_ref(self._read())
+
+    def download(self) -> bytes | None:
+        """Return None: what is measured is exact."""
+        return None
 
     def shared(self, phase: int) -> Tensors:
         """Return the model that the first is compared with, where there is one."""

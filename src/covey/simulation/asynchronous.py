@@ -18,6 +18,7 @@ from covey.algorithms.registry import server_half
 from covey.plans.manifest import Manifest
 from covey.plans.plan import Plan
 from covey.plans.signing import sign_plan
+from covey.server.download import encoded_checkpoint
 from covey.server.messages import CloseShard, OpenShard, public_seed
 from covey.server.opening import opened_reals
 from covey.server.settings import RoundSettings, check_settings
@@ -95,6 +96,7 @@ class AsynchronousFederation:
         self._now_s = resumed.now_s if resumed else 0.0
         packed = resumed.checkpoint if resumed else checkpoint
         self._versions = {**(resumed.versions if resumed else {}), self._version: packed}
+        self._offers: dict[int, bytes] = {}
         self._flights = list(resumed.flights) if resumed else []
         state = self._algorithm.init(unpack_tensors(manifest.params, packed))
         self._state = ServerState(state.params, decode_named(resumed.extra) if resumed else state.extra)
@@ -200,8 +202,8 @@ class AsynchronousFederation:
 
     def _train(self, flights: list[Flight], attempt: str) -> list[tuple[Flight, Ended]]:
         """Run sessions on the workers, the longest first; return how they ended in the order of virtual time."""
-        refs = {f.version: _ref(self._versions[f.version]) for f in (*flights, *self._flights)}
-        blobs = {refs[f.version].sha256: self._versions[f.version] for f in flights}
+        refs = {f.version: _ref(self._offer(f.version)) for f in (*flights, *self._flights)}
+        blobs = {refs[f.version].sha256: self._offer(f.version) for f in flights}
         names = frozenset(r.sha256 for r in refs.values())
         self._pool.everywhere(Blobs({k: v for k, v in blobs.items() if k not in self._served}, names & self._served))
         self._served = (names & self._served) | frozenset(blobs)
@@ -219,6 +221,15 @@ class AsynchronousFederation:
             self._failures.note(answer)
             self._on_session(len(ended), len(flights))
         return [(flight, ended[i]) for i, flight in enumerate(flights)]
+
+    def _offer(self, version: int) -> bytes:
+        """Return what devices download of a version. Their deltas go to the exact model, whatever it is by then."""
+        if not self._manifest.download:
+            return self._versions[version]
+        if version not in self._offers:
+            self._offers = {k: v for k, v in self._offers.items() if k in self._versions}
+            self._offers[version] = encoded_checkpoint(self._versions[version], self._manifest)
+        return self._offers[version]
 
     def _assignment(self, flight: Flight, refs: dict[int, BlobRef], attempt: str) -> Assignment:
         return Assignment(

@@ -39,6 +39,7 @@
     │   ├── TooSlowError       too_slow              a request whose body did not come in time
     │   ├── ContentEncodingError content_encoding    a body that is compressed
     │   ├── VersionError       wire_version
+    │   ├── CheckpointFormatError checkpoint_format  a downloaded checkpoint that cannot be decoded
     │   ├── UnauthorizedError  unauthorized          no credential, or one that is forged or expired
     │   └── AttestationError   attestation_refused   no proof of being a device of the application
     ├── SessionError           session_invalid
@@ -93,6 +94,7 @@ __all__ = [
     "BlobHashError",
     "BudgetExhaustedError",
     "BusyError",
+    "CheckpointFormatError",
     "ClipMissingError",
     "CompressionSpecError",
     "ConsistencyError",
@@ -420,6 +422,12 @@ class VersionError(WireError):
     """A protocol version that this side does not speak."""
 
     code = "wire_version"
+
+
+class CheckpointFormatError(WireError):
+    """A downloaded checkpoint that is what its name says, and not what the plan's download spec makes."""
+
+    code = "checkpoint_format"
 
 
 class UnauthorizedError(WireError):

@@ -6,7 +6,7 @@ One session, in order::
       POST /v1/enroll            Enroll   ->          <- Enrolled          (once, then again before it expires)
       POST /v1/checkin           CheckIn  ->          <- Assignment | ComeBack   (a bounded long-poll)
       GET  /v1/plans/{hash}                           <- the plan's bytes        (immutable, cacheable)
-      GET  /v1/checkpoints/{hash}                     <- packed tensors          (immutable, cacheable)
+      GET  /v1/checkpoints/{hash}                     <- packed or encoded tensors  (immutable, cacheable)
     in plain mode
       POST /v1/sessions/{session}/report  body ->     <- Reported
     in secure mode, for each STEP of ready, advertise, share, mask, unmask (consistency before it, if active)

@@ -147,7 +147,7 @@ def _manifest(signatures: Sequence[_Signature]) -> Manifest:
     phases = tuple(_phase(shapes, index) for index, shapes in enumerate(signatures))
     hyper = {h.name: h for s in signatures for h in s.programs.local.hyper}
     return Manifest(
-        schema=needed_schema(options.privacy, phases),
+        schema=needed_schema(options.privacy, phases, options.download),
         task=task.name,
         algorithm=AlgorithmRef(name=local.algorithm, settings=dict(local.settings)),
         params=specs(named_leaves(first.params, "params"), "params"),
@@ -162,6 +162,7 @@ def _manifest(signatures: Sequence[_Signature]) -> Manifest:
         eligibility=options.eligibility,
         budget=options.budget,
         privacy=options.privacy,
+        download=options.download,
         built_with={"jax": jax.__version__, "onnx": onnx.__version__},
     )
 
