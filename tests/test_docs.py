@@ -16,12 +16,17 @@ PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md", *R
 
 def test_the_example_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(r"```python\n(# my_recipe.*?)```", README, re.DOTALL)
     (tmp_path / "my_recipe.py").write_text(code)
     command = [sys.executable, "-m", "covey", "simulate", "./my_recipe.py", "--rounds", "5", "--workers", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^ +5 +\d\d\.\d %", done.stdout, re.MULTILINE), done.stdout
+
+
+def test_the_application_is_the_example_and_short():
+    (code,) = re.findall(r"```python\n(import sys.*?)```", README, re.DOTALL)
+    assert (ROOT / "examples" / "join.py").read_text().endswith('"""\n\n' + code) and code.count("\n") < 25
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
