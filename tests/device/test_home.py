@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sqlite3
 import subprocess
 import sys
 
@@ -224,3 +225,11 @@ def test_a_directory_that_cannot_be_made_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=r"state directory .*: expected a file that can be read and written"):
         DeviceHome(tmp_path / "file" / "h")
+
+
+def test_a_lock_that_finds_no_room_says_so():
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    found = files.lock_error("lock l", "a lock that comes free", error)
+    assert isinstance(found, StorageFullError) and found.hint
+    assert type(files.lock_error("lock l", "a lock that comes free", sqlite3.OperationalError("x"))) is StorageError

@@ -17,6 +17,7 @@ __all__ = [
     "erase",
     "file_lock",
     "folder_name",
+    "lock_error",
     "is_held",
     "quarantined",
     "set_aside",
@@ -80,7 +81,14 @@ def file_lock(path: Path, *, wait_s: float = 10.0) -> Iterator[None]:
             lock.execute("BEGIN EXCLUSIVE")
             yield
     except sqlite3.Error as e:
-        raise StorageError(f"lock {path.name}", expected="a lock that comes free", got=str(e)) from e
+        raise lock_error(f"lock {path.name}", "a lock that comes free", e) from e
+
+
+def lock_error(where: str, expected: str, error: sqlite3.Error) -> StorageError:
+    """Return what a lock's failure is: the disk is full, for a lock is a file, or something else."""
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return StorageFullError(where, expected="room on the disk", got=str(error), hint="free some space")
+    return StorageError(where, expected=expected, got=str(error))
 
 
 def set_aside(path: Path) -> Path:

@@ -20,8 +20,8 @@ import msgspec
 
 from covey.device.blobs import MAX_CACHE_BYTES, BlobCache
 from covey.device.examples import ExampleStore
-from covey.device.files import storage_errors, written_whole
-from covey.types.errors import StorageError, UsageError
+from covey.device.files import lock_error, storage_errors, written_whole
+from covey.types.errors import UsageError
 
 __all__ = ["Credential", "DeviceHome"]
 
@@ -124,7 +124,7 @@ def _locked(path: Path) -> sqlite3.Connection:
     try:
         lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as e:
-        raise StorageError(f"state directory {path.parent}", expected="a lock file", got=str(e)) from e
+        raise lock_error(f"state directory {path.parent}", "a lock file", e) from e
     try:
         lock.execute("BEGIN EXCLUSIVE")
     except sqlite3.Error as e:
@@ -136,7 +136,7 @@ def _locked(path: Path) -> sqlite3.Connection:
                 got=f"one in use{_holder(path.parent)}",
                 hint="one agent serves all populations of a device; another device needs a --home of its own",
             ) from e
-        raise StorageError(f"state directory {path.parent}", expected="a lock file", got=str(e)) from e
+        raise lock_error(f"state directory {path.parent}", "a lock file", e) from e
     return lock
 
 

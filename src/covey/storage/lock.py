@@ -4,7 +4,7 @@ import sqlite3
 from pathlib import Path
 
 from covey.storage.blobs import storage_errors
-from covey.types.errors import StorageError, StorageLockedError
+from covey.types.errors import StorageError, StorageFullError, StorageLockedError
 
 __all__ = ["DirectoryLock"]
 
@@ -31,6 +31,8 @@ class DirectoryLock:
             self._db.execute("BEGIN EXCLUSIVE")
         except sqlite3.Error as e:
             self._db.close()
+            if getattr(e, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                raise StorageFullError(where, expected="room on the disk", got=str(e), hint="free some space") from e
             if getattr(e, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
                 raise StorageError(where, expected="a lock file", got=str(e)) from e
             raise StorageLockedError(
