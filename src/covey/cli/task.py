@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _NAME = click.argument("name", metavar="TASK")
+_ENDED = 10
 
 
 @click.group("task")
@@ -82,10 +83,16 @@ def create(
 
 @command.command("list")
 @admin_options
-def list_tasks(as_json: bool, **where: Any) -> None:
-    """Show every task and where it stands."""
+@click.option("--all", "everything", is_flag=True, help=f"Not only the last {_ENDED} of those that are over.")
+def list_tasks(as_json: bool, everything: bool, **where: Any) -> None:
+    """Show the tasks and where they stand: each candidate for a release is measured by one of its own."""
     with connected(**where) as client:
-        _show(list(client.details().tasks), as_json)
+        tasks = list(client.details().tasks)
+    over = [t for t in tasks if t.state in ("completed", "cancelled")]
+    hidden = set() if everything or as_json else {t.task for t in over[:-_ENDED]}
+    _show([t for t in tasks if t.task not in hidden], as_json)
+    if hidden:
+        click.echo(f"{len(hidden)} more are over; --all shows them")
 
 
 @command.command()

@@ -34,7 +34,7 @@ class TaskBook:
         self._storage = storage
         self._noise, self._simulated = noise, simulated
         self._tasks: dict[str, Task] = {}
-        self._manifests: dict[str, Manifest] = {}
+        self._manifests: dict[str, Manifest] = {}  # by plan: one evaluation plan serves every candidate
         self._works: dict[str, Work] = {}
         self.refresh()
 
@@ -61,9 +61,10 @@ class TaskBook:
 
     def manifest(self, name: str) -> Manifest:
         """Return the manifest of a task's plan."""
-        if name not in self._manifests:
-            self._manifests[name] = unpack_plan(self._storage.blob(self.task(name).record.plan)).manifest
-        return self._manifests[name]
+        plan = self.task(name).record.plan
+        if plan not in self._manifests:
+            self._manifests[plan] = unpack_plan(self._storage.blob(plan)).manifest
+        return self._manifests[plan]
 
     def work(self, name: str) -> Work:
         """Return what the task's rounds are for.
@@ -116,7 +117,7 @@ class TaskBook:
         self._check_beside_others(task, manifest)
         work = self._make(task, manifest)
         self._storage.add_task(record)
-        self._tasks[record.name], self._manifests[record.name], self._works[record.name] = task, manifest, work
+        self._tasks[record.name], self._manifests[record.plan], self._works[record.name] = task, manifest, work
         return task
 
     def change(self, name: str, action: Action) -> Task:
@@ -136,6 +137,8 @@ class TaskBook:
         changed = self._tasks[name] = Task(replace(task.record, state=state.value), task.settings)
         if name in self._works:
             self._works[name].task = changed
+            if not changed.state.live:
+                del self._works[name]  # a round under way holds its own; each candidate has a task, and few are needed
         return changed
 
     def roll_back(self, name: str, row: RoundSummary, version: Version) -> Task:
