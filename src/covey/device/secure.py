@@ -6,15 +6,19 @@ things cannot be summed. Secrets live in this object, in memory, and go with it.
 """
 
 from collections.abc import Callable, MutableSet
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from covey.plans.manifest import Manifest
-from covey.secagg import Identity, Mode, Party
-from covey.secagg import Session as SumSession
+from covey.secagg.session import Mode
+from covey.secagg.session import Session as SumSession
 from covey.types.errors import StateError
 from covey.wire.messages import ACTIVE_STEPS, SECURE_STEPS, Assignment, Joined
+
+if TYPE_CHECKING:
+    from covey.secagg import Identity, Party
 
 __all__ = ["SecureReport", "sum_session"]
 
@@ -59,7 +63,7 @@ class SecureReport:
         secure = self._manifest.privacy.secure
         return secure is not None and secure.is_active
 
-    def certified(self, identity: Identity, now_s: int) -> None:
+    def certified(self, identity: "Identity", now_s: int) -> None:
         """Take the identity under which this device takes part, and the time by its own clock."""
         self._identity, self._now_s = identity, now_s
 
@@ -69,6 +73,8 @@ class SecureReport:
         Raises:
             SecAggError: numbers under which this device does not take part, or a sum that it was in already.
         """
+        from covey.secagg.party import Party  # training is over, and its memory free again
+
         session = sum_session(self._manifest, self._assignment, self._population, group=message.group)
         self._party = Party(
             session,

@@ -287,7 +287,7 @@ class Session:
             check_assignment(self._policy, plan, assignment)
             check_rings(plan.manifest, assignment.phase)
             if assignment.mode == "secure":  # before training: a sum that this device would refuse is not worth it
-                from covey.device.secure import sum_session  # devices in plain mode do without its two megabytes
+                from covey.device.secure import sum_session  # devices in plain mode do without it
 
                 sum_session(plan.manifest, assignment, self._policy.population, group=0)
             self._plan = plan

@@ -30,12 +30,16 @@ in the plan, hold for each group by itself, and are recomputed by each party, ne
 device whose memory is read while a session runs; a bad source of randomness.
 """
 
-from covey.secagg.identity import Certificate, EnrolmentAuthority, Identity
-from covey.secagg.in_process import run_in_process, smallest_segment, sum_in_process
-from covey.secagg.parameters import Parameters, find_parameters
-from covey.secagg.party import Party
-from covey.secagg.server import Opened, Server, Step
-from covey.secagg.session import Mode, Session
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from covey.secagg.identity import Certificate, EnrolmentAuthority, Identity
+    from covey.secagg.in_process import run_in_process, smallest_segment, sum_in_process
+    from covey.secagg.parameters import Parameters, find_parameters
+    from covey.secagg.party import Party
+    from covey.secagg.server import Opened, Server, Step
+    from covey.secagg.session import Mode, Session
 
 __all__ = [
     "Certificate",
@@ -53,3 +57,28 @@ __all__ = [
     "smallest_segment",
     "sum_in_process",
 ]
+
+_HOME_OF = {
+    "Certificate": "identity",
+    "EnrolmentAuthority": "identity",
+    "Identity": "identity",
+    "Mode": "session",
+    "Opened": "server",
+    "Parameters": "parameters",
+    "Party": "party",
+    "Server": "server",
+    "Session": "session",
+    "Step": "server",
+    "find_parameters": "parameters",
+    "run_in_process": "in_process",
+    "smallest_segment": "in_process",
+    "sum_in_process": "in_process",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is first used: a device that trains has no memory for the server's half."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    return value
