@@ -87,6 +87,16 @@ def test_what_matters_to_a_plan_changes_its_options():
     assert fedsgd.gradient_batch_size == max(SIZES)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "piece"), [((600,) * 9, 50), ((7, 7, 7, 500), 25), ((7,) * 50 + (500,), 12), ((3, 3), 3)]
+)
+def test_a_full_gradient_is_summed_in_pieces_that_are_not_mostly_filling(sizes, piece):
+    recipe = load_recipe("keyboard")
+    settings = dataclasses.replace(recipe.settings, algorithm="fedsgd")
+    dataset = types.SimpleNamespace(sizes=sizes)
+    assert plan_options(settings, TERMS, dataset).gradient_batch_size == piece
+
+
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(UsageError) as caught:
         load_recipe("mnist-2n")

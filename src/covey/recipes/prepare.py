@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 import covey
 from covey.algorithms.registry import parse_algorithm
@@ -33,7 +35,8 @@ from covey.types.tensors import Tensors, pack_tensors, unpack_tensors
 __all__ = ["Prepared", "local_halves", "plan_options", "prepare"]
 
 _PACKAGES = ("types", "plans", "algorithms", "models", "recipes")
-_GRADIENT_BATCH = 50
+_GRADIENT_BATCHES = (50, 25, 12)
+_MOST_PADDING = 1.25
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,7 @@ def plan_options(
         batch_size = largest
     return PlanOptions(
         batch_size=batch_size,
-        # The sum over batches is that of one batch of everything: the size bounds memory and nothing else.
-        gradient_batch_size=min(_GRADIENT_BATCH, largest),
+        gradient_batch_size=_gradient_batch_size(np.minimum(sizes_of(dataset), settings.max_examples)),
         epochs=settings.epochs,
         max_steps=settings.max_steps,
         chunk_steps=settings.chunk_steps,
@@ -126,6 +128,18 @@ def plan_options(
         download=download_spec(settings.download),
         privacy=privacy,
     )
+
+
+def _gradient_batch_size(sizes: NDArray[np.int64]) -> int:
+    """Return the size of the pieces that a full gradient is summed over.
+
+    The sum is that of one batch of everything, so the size decides memory and time only: the last piece of every
+    device is filled up, and where most devices are small, large pieces would be mostly filling.
+    """
+    for size in _GRADIENT_BATCHES:
+        if (-(-sizes // size) * size).sum() <= _MOST_PADDING * sizes.sum():
+            break
+    return int(min(size, sizes.max()))
 
 
 def prepare(
