@@ -46,7 +46,11 @@ class Out:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A model and its loss, in JAX. ``predict`` may be None for a task that is only trained."""
+    """A model and its loss, in JAX. ``predict`` may be None for a task that is only trained.
+
+    ``loss`` gets a key that differs for every step of training, for dropout and augmentation; where a model is
+    evaluated the key is None, and nothing may be random. ``predict`` never gets one.
+    """
 
     name: str
     init: Callable[[Any], Tree]

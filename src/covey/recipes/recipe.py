@@ -19,6 +19,7 @@ from covey.types.errors import RecipeError, UsageError
 __all__ = ["RECIPES", "TRAINERS", "Recipe", "Settings", "load_recipe", "recipe_source"]
 
 RECIPES: Mapping[str, str] = {
+    "cifar10-cnn": "covey.recipes.cifar",
     "keyboard": "covey.recipes.keyboard",
     "mnist-2nn": "covey.recipes.mnist",
     "mnist-cnn": "covey.recipes.mnist",

@@ -166,6 +166,16 @@ def test_dropout_differs_from_step_to_step_and_from_key_to_key():
     assert train(plan("dropout"), carry, other, {k: v[:1] for k, v in one.items()})["metrics.loss"] != first
 
 
+def test_nothing_is_dropped_in_evaluation():
+    params = prefixed("params", initial_params(MLP, seed=3))
+    batch = {k: v[0] for k, v in batches(1, batch_size=5).items()}
+    batch["mask"] = np.ones(5, bool)
+    metrics = {f"metrics.{m}": np.float32(0) for m in plan("sgd").manifest.metrics}
+    with_dropout = run_model(plan("dropout").graphs["eval"], {**params, **metrics, **batch})
+    without = run_model(plan("sgd").graphs["eval"], {**params, **metrics, **batch})
+    assert all(with_dropout[k] == without[k] for k in without)
+
+
 def test_evaluation_counts_what_is_not_masked():
     params = prefixed("params", initial_params(MLP, seed=3))
     batch = {k: v[0] for k, v in batches(1, batch_size=5).items()}

@@ -166,6 +166,10 @@ def with_loss(change):
     return replace(MLP, loss=lambda params, batch, key: change(MLP.loss(params, batch, key)))
 
 
+def always_random(params, batch, key):
+    return MLP.loss(params, {**batch, "x": batch["x"] + jax.random.uniform(key, batch["x"].shape)}, key)
+
+
 MISTAKES = {
     "a mean instead of one number each": (with_loss(lambda o: Out(o.loss.mean(), o.weight)), r"loss.*shape \[\]"),
     "a bare array": (with_loss(lambda o: o.loss), "Out"),
@@ -176,6 +180,7 @@ MISTAKES = {
     "a half parameter": (replace(MLP, init=lambda key: {**MLP.init(key), "n": jnp.ones(3, "bfloat16")}), "bfloat16"),
     "no parameters": (replace(MLP, init=lambda key: {}), "parameter"),
     "a slash in a name": (replace(MLP, init=lambda key: {**MLP.init(key), "a/b": jnp.ones(3)}), "a/b"),
+    "randomness without a key": (replace(MLP, loss=always_random), "None for a key"),
     "a prediction that is no dict": (replace(MLP, predict=lambda params, inputs: inputs["x"]), "predict"),
 }
 

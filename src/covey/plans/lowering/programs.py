@@ -157,8 +157,16 @@ class Programs:
         return out
 
     def evaluate(self, inputs: Arrays) -> dict[str, Any]:
-        """``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``. Dropout keys are constant here."""
-        out = self._loss(self._tree("params", inputs), stripped("batch", inputs), jax.random.key(0))
+        """``params.*``, ``metrics.*``, ``batch.*``, ``mask`` -> ``next.metrics.*``. Nothing is random here: no key."""
+        params, batch = self._tree("params", inputs), stripped("batch", inputs)
+        try:
+            out = self._loss(params, batch, None)
+        except (TypeError, ValueError, AttributeError) as e:
+            # The same loss has just been traced with a key, so it is the missing key that it cannot do without.
+            raise PlanBuildError(
+                f"{self.task.name}: loss", expected="a loss that can be evaluated, with None for a key",
+                got=f"{type(e).__name__}: {e}", hint="leave dropout and augmentation out where key is None",
+            ) from e
         sums = self._sums(out, inputs["mask"])
         return prefixed("next.metrics", {k: inputs[f"metrics.{k}"] + sums[k] for k in self.metrics})
 
