@@ -7,7 +7,8 @@ Rounds are counted as in the paper: the curve is made monotone and its crossing 
 The learning rate of each row comes from the paper's kind of grid, in two stages. Candidates a factor of 10^(1/3) apart
 run for 5 % of the row's most rounds, and the grid grows until its best is not at its edge; then the best one's
 neighbours at 10^(1/6) and itself run for 10 %. The winner goes on from there to the target; nothing is run twice. A
-trial's score is the mean of its monotone curve.
+trial's score is the mean over its rounds of the least loss so far on the held-out examples: so early, accuracy may
+still be that of guessing the most frequent class, and says nothing.
 
 All of it lives in --state: a folder for each run. The same command goes on where the last one stopped, whether it was
 interrupted, killed, or out of its --budget-minutes; what is known is printed each time. A full table is hours of work.
@@ -15,6 +16,7 @@ interrupted, killed, or out of its --budget-minutes; what is known is printed ea
 
 import argparse
 import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +30,7 @@ from covey.simulation.pool import available_cores
 from covey.simulation.report import RoundRow
 from covey.simulation.run import Progress, SimulationOptions, simulate
 from covey.simulation.rundir import read_rows
-from covey.simulation.target import monotone, target_round
+from covey.simulation.target import target_round
 from covey.types.errors import TrainingError
 
 _COARSE, _FINE = 10 ** (1 / 3), 10 ** (1 / 6)
@@ -100,12 +102,12 @@ class Study:
             raise OutOfTime
 
     def score(self, lr: float, rounds: int) -> float:
-        """Return the mean of a trial's monotone curve; less than nothing where it diverged."""
+        """Return minus the mean of a trial's least loss so far; minus infinity where it diverged."""
         try:
-            accuracies = [r.accuracy for r in self.curve(lr, rounds) if r.accuracy is not None]
+            losses = [r.loss for r in self.curve(lr, rounds) if r.loss is not None]
         except TrainingError:
-            return -1.0
-        return sum(monotone(accuracies)) / max(1, len(accuracies))
+            return -math.inf
+        return -sum(itertools.accumulate(losses, min)) / max(1, len(losses))
 
     def rate(self) -> float:
         """Return the learning rate that the two stages choose."""
@@ -114,9 +116,9 @@ class Study:
         middle = self._row.first_rate
         scores = {lr: self.score(lr, trial[0]) for lr in (middle / _COARSE, middle, middle * _COARSE)}
         while True:
-            best = max(scores, key=lambda lr: scores[lr])
+            best = max(scores, key=lambda lr: (scores[lr], -lr))  # where all diverged, on to smaller ones
             beyond = {min(scores): best / _COARSE, max(scores): best * _COARSE}.get(best)
-            if beyond is None or scores[best] <= 0:
+            if beyond is None:
                 break
             scores[beyond] = self.score(beyond, trial[0])
         fine = {lr: self.score(lr, trial[1]) for lr in (best / _FINE, best, best * _FINE)}

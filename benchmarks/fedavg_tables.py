@@ -35,7 +35,7 @@ MNIST = {
     "2nn": Source("mnist-2nn", 100, 100, 60_000, (0.1, 0.215), 5),
     "cnn": Source("mnist-cnn", 100, 100, 60_000, (0.1, 0.215), 5),
 }
-SHAKESPEARE = Source("shakespeare-lstm", None, 1256, 43_620, (1.0, 4.64), 10)
+SHAKESPEARE = Source("shakespeare-lstm", None, 1256, 43_620, (1.0, 0.464), 10)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
