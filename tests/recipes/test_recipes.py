@@ -89,7 +89,7 @@ def test_what_matters_to_a_plan_changes_its_options():
 
 
 @pytest.mark.parametrize(
-    ("sizes", "piece"), [((600,) * 9, 50), ((20, 20, 500), 25), ((7,) * 50 + (500,), 12), ((3, 3), 3)]
+    ("sizes", "piece"), [((600,) * 9, 50), ((23, 24, 25), 25), ((7,) * 50 + (500,), 12), ((3, 3), 3)]
 )
 def test_a_full_gradient_is_summed_in_pieces_that_are_not_mostly_filling(sizes, piece):
     recipe = load_recipe("keyboard")

@@ -10,7 +10,7 @@ from covey.simulation.population import DevicePopulation
 from covey.simulation.resume import resumed
 from covey.simulation.run import Progress, SimulationOptions, simulate
 from covey.simulation.rundir import read_report
-from covey.types.errors import ResumeError
+from covey.types.errors import ResumeError, StorageLockedError
 
 SLOW = DevicePopulation(
     dropout=0.15, speed_spread=0.7, seconds_per_step=3.0, availability="intermittent:on=0.7,slot=300"
@@ -79,6 +79,19 @@ def test_a_run_that_ended_can_be_made_longer(tiny, tmp_path):
     longer = simulate(source, settings, dataclasses.replace(again, rounds=4))
     assert longer.checkpoint == simulate(tiny, None, SimulationOptions(rounds=4, workers=1)).checkpoint
     assert [r.round for r in longer.rounds] == [1, 2, 3, 4]
+
+
+def test_a_run_has_one_process_at_a_time(tiny, tmp_path):
+    class Meddling(Progress):
+        def round(self, row):
+            with pytest.raises(StorageLockedError, match="no other simulation"):
+                simulate(*resumed(tmp_path / "run"))
+
+    options = SimulationOptions(rounds=2, workers=1, out=tmp_path / "run")
+    report = simulate(tiny, None, options, Meddling())
+    assert curve(read_report(tmp_path / "run")) == curve(report)
+    source, settings, again = resumed(tmp_path / "run")
+    assert len(simulate(source, settings, dataclasses.replace(again, rounds=3)).rounds) == 3  # it is free again
 
 
 def test_another_configuration_is_refused_and_the_field_is_named(tiny, tmp_path):

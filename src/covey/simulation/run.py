@@ -215,7 +215,7 @@ def _run_dir(run: _Run) -> Iterator[tuple[RunDir, Path]]:
             own = run_dir.states if _keeps_state(prepared) else None
             yield run_dir, own or Path(temporary)
         finally:
-            run_dir.save()
+            run_dir.close()
 
 
 def _keeps_state(prepared: Prepared) -> bool:

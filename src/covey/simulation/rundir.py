@@ -21,6 +21,7 @@ from covey.device.files import storage_errors, written_whole
 from covey.recipes.recipe import recipe_source
 from covey.simulation.report import RoundRow, RunReport, versions
 from covey.simulation.snapshot import Snapshot
+from covey.storage.lock import DirectoryLock
 from covey.types.errors import ResumeError
 from covey.types.tensors import sha256_hex
 
@@ -88,6 +89,7 @@ class RunDir:
 
         Raises:
             ResumeError: nothing to resume, a run where none should be, or one of another configuration.
+            StorageLockedError: another process runs it.
             StorageFullError, StorageError: the folder cannot be written.
         """
         self._folder = folder
@@ -95,8 +97,19 @@ class RunDir:
         self._newest: Snapshot | None = None
         self.rows: list[RoundRow] = []
         self.snapshot: Snapshot | None = None
+        self._lock: DirectoryLock | None = None
         if folder is None:
             return
+        if resume:
+            read_config(folder)  # before anything is made in a folder that holds no run
+        self._lock = DirectoryLock(folder / "lock", "simulation")
+        try:
+            self._open(folder, config, plan_bytes, resume=resume)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, folder: Path, config: RunConfig, plan_bytes: bytes, *, resume: bool) -> None:
         if resume:
             read_config(folder).check_same(config, folder)
             self._read(folder)
@@ -143,6 +156,14 @@ class RunDir:
         with storage_errors(f"--out {self._folder}"), written_whole(self._folder / "state.bin") as file:
             file.write(msgspec.msgpack.encode(self._newest))
         self._newest, self._written_s = None, time.monotonic()
+
+    def close(self) -> None:
+        """Write the newest snapshot, if it is not there yet, and let others have the folder."""
+        try:
+            self.save()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
 
     def finish(self, report: RunReport, checkpoint: bytes) -> None:
         """Write the last model and the report."""

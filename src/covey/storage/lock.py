@@ -1,4 +1,4 @@
-"""A lock on a directory: one server at a time. The operating system frees it, also after a kill -9."""
+"""A lock on a directory: one process at a time. The operating system frees it, also after a kill -9."""
 
 import sqlite3
 from pathlib import Path
@@ -12,8 +12,8 @@ __all__ = ["DirectoryLock"]
 class DirectoryLock:
     """Held from its making to :meth:`close`."""
 
-    def __init__(self, path: Path) -> None:
-        """Take the lock in the file ``path``, which is made.
+    def __init__(self, path: Path, holder: str = "server") -> None:
+        """Take the lock in the file ``path``, which is made; ``holder`` says in errors what takes it.
 
         Raises:
             StorageLockedError: another process holds it.
@@ -36,7 +36,10 @@ class DirectoryLock:
             if getattr(e, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY:
                 raise StorageError(where, expected="a lock file", got=str(e)) from e
             raise StorageLockedError(
-                where, expected="no other server that uses it", got="one", hint="stop it, or serve another directory"
+                where,
+                expected=f"no other {holder} that uses it",
+                got="one",
+                hint=f"stop that {holder}, or use another directory",
             ) from e
 
     def close(self) -> None:

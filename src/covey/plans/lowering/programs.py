@@ -164,8 +164,10 @@ class Programs:
         except (TypeError, ValueError, AttributeError) as e:
             # The same loss has just been traced with a key, so it is the missing key that it cannot do without.
             raise PlanBuildError(
-                f"{self.task.name}: loss", expected="a loss that can be evaluated, with None for a key",
-                got=f"{type(e).__name__}: {e}", hint="leave dropout and augmentation out where key is None",
+                f"{self.task.name}: loss",
+                expected="a loss that can be evaluated, with None for a key",
+                got=f"{type(e).__name__}: {e}",
+                hint="leave dropout and augmentation out where key is None",
             ) from e
         sums = self._sums(out, inputs["mask"])
         return prefixed("next.metrics", {k: inputs[f"metrics.{k}"] + sums[k] for k in self.metrics})
