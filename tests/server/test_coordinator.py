@@ -53,6 +53,16 @@ def test_every_selected_device_gets_a_session_of_its_own():
     assert rounds.role.state is REPORTING and rounds.role.next_deadline_s() == 60.0
 
 
+def test_devices_get_the_learning_rate_of_their_round():
+    rounds = Rounds(hyper={"lr": 0.25}, lr_decay=0.5)
+    rounds.start()
+    _, first = rounds.select(6)
+    rounds.count(4)
+    rounds.send(ShardClosed(rounds.attempt, rounds.shard_sum(range(4))))
+    _, second = rounds.select(6)
+    assert {m.hyper["lr"] for _, m in first} == {0.25} and {m.hyper["lr"] for _, m in second} == {0.125}
+
+
 def test_a_round_commits_at_its_goal():
     rounds = Rounds()
     rounds.start(1.0)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import msgspec
 import pytest
 
 from covey.server.settings import (
@@ -11,6 +12,7 @@ from covey.server.settings import (
     check_settings,
     decode_settings,
     encode_settings,
+    hyper_in,
 )
 from covey.types.errors import UsageError
 
@@ -49,11 +51,31 @@ def test_over_selection_and_the_least_are_rounded_up(goal, over_selection, fract
         ({"hyper": {"learning_rate": 0.1}}, "hyper: expected names among lr, got learning_rate"),
         ({"hyper": {"lr": 1e9}}, r"hyper\.lr: expected 0\.0001 to 100, the plan's bounds"),
         ({"hyper": {"lr": float("nan")}}, r"hyper\.lr"),
+        ({"lr_decay": 0.0}, "lr_decay"),
+        ({"lr_decay": 1.01}, "lr_decay"),
+        ({"lr_decay": float("nan")}, "lr_decay"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(fields, where):
     with pytest.raises(UsageError, match=where):
         check_settings(dataclasses.replace(BASE, **fields), parts.manifest())
+
+
+def test_a_learning_rate_decays_from_round_to_round_down_to_the_plans_bound():
+    manifest = parts.manifest()
+    (bound,) = manifest.hyper
+    settings = dataclasses.replace(BASE, hyper={"lr": 0.5}, lr_decay=0.5)
+    assert [hyper_in(settings, manifest, n)["lr"] for n in (1, 2, 4)] == [0.5, 0.25, 0.0625]
+    assert hyper_in(settings, manifest, 100) == {"lr": bound.low}
+    assert hyper_in(dataclasses.replace(settings, hyper={}), manifest, 2) == {"lr": 0.5 * bound.default}
+    assert hyper_in(dataclasses.replace(BASE, hyper={}), manifest, 9) == {}
+
+
+def test_only_a_plan_with_a_learning_rate_can_have_one_that_decays():
+    with pytest.raises(UsageError, match="lr_decay"):
+        check_settings(
+            dataclasses.replace(BASE, hyper={}, lr_decay=0.9), msgspec.structs.replace(parts.manifest(), hyper=())
+        )
 
 
 @pytest.mark.parametrize(

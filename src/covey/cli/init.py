@@ -50,6 +50,7 @@ report_timeout_s = {report_timeout_s:g}
 step_timeout_s = {step_timeout_s:g}     # of each step of a secure sum, for whoever vanished in it
 max_rounds = {max_rounds}          # 0: go on for ever
 hyper = {{ {hyper} }}
+lr_decay = {lr_decay!r}          # the learning rate is multiplied by it from round to round
 
 [pace]
 # Soon, for a federation of a few devices on one's own machines; leave the table out for phones: 60 s to a day.
@@ -260,6 +261,7 @@ def write_population(
                 evaluate=str(evaluated).lower(),
                 evaluate_why="compare with the release before it" if evaluated else "devices send no metrics here",
                 min_devices=max(3, min(30, math.floor(settings.cohort * 0.7))),
+                lr_decay=settings.lr_decay,
                 hyper=f"lr = {settings.lr!r}" if any(h.name == "lr" for h in prepared.plan.manifest.hyper) else "",
             )
         )

@@ -134,6 +134,7 @@ _OPTIONS = [
     click.option("--epochs", type=int, metavar="E", help="Passes over a device's examples in a round."),
     click.option("--batch", "batch_size", type=_BatchSize(), help="Examples in a step; inf: all of a device's."),
     click.option("--lr", type=float, metavar="X", help="Learning rate."),
+    click.option("--lr-decay", type=float, metavar="X", help="Multiplies the learning rate from round to round (1)."),
     click.option("--server-lr", type=float, metavar="X", help="Learning rate of the server's step."),
     click.option("--optimizer", metavar="NAME", help="The devices' own: sgd, momentum or adam."),
     click.option("--max-steps", type=int, metavar="N", help="The most local steps in a round."),

@@ -47,6 +47,7 @@ class Settings:
         epochs: E, passes over a device's examples in a round.
         batch_size: B; None is infinity: all of a device's examples in one batch.
         lr: the learning rate η; FedSGD applies it on the server.
+        lr_decay: the devices' learning rate is multiplied by it from every round to the next.
         server_lr: the learning rate of the server's step; None: the algorithm's default.
         optimizer: the devices' own: ``sgd``, ``momentum`` or ``adam``.
         max_steps: the most local steps in a round; None: what the epochs need.
@@ -65,6 +66,7 @@ class Settings:
     epochs: int = 1
     batch_size: int | None = 10
     lr: float = 0.1
+    lr_decay: float = 1.0
     server_lr: float | None = None
     optimizer: str = "sgd"
     max_steps: int | None = None

@@ -31,6 +31,7 @@ class RoundConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     pause_s: float = 0.0
     max_rounds: int = 0
     hyper: dict[str, float] = {}
+    lr_decay: float = 1.0
 
 
 class PaceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,15 @@ import msgspec
 from covey.plans.manifest import Manifest
 from covey.types.errors import UsageError
 
-__all__ = ["RoundSettings", "TaskSettings", "check_schedule", "check_settings", "decode_settings", "encode_settings"]
+__all__ = [
+    "RoundSettings",
+    "TaskSettings",
+    "check_schedule",
+    "check_settings",
+    "decode_settings",
+    "encode_settings",
+    "hyper_in",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +35,7 @@ class RoundSettings:
         pause_s: between two rounds.
         max_rounds: stop after so many committed rounds; 0: never.
         hyper: per-round values for the devices; the plan's defaults fill the rest.
+        lr_decay: the devices' learning rate ``lr`` is multiplied by it from every round to the next.
     """
 
     goal: int
@@ -39,6 +48,7 @@ class RoundSettings:
     pause_s: float = 0.0
     max_rounds: int = 0
     hyper: Mapping[str, float] = field(default_factory=dict)
+    lr_decay: float = 1.0
 
     @property
     def num_selected(self) -> int:
@@ -125,12 +135,25 @@ def check_settings(settings: RoundSettings, manifest: Manifest) -> None:
         _require(name in bounds, "hyper", f"names among {', '.join(bounds) or 'none'}", name)
         low, high = bounds[name].low, bounds[name].high
         _require(low <= value <= high, f"hyper.{name}", f"{low:g} to {high:g}, the plan's bounds", value)
+    _require(
+        settings.lr_decay == 1 or "lr" in bounds, "lr_decay", "1: no device has a learning rate", settings.lr_decay
+    )
+
+
+def hyper_in(settings: RoundSettings, manifest: Manifest, number: int) -> dict[str, float]:
+    """Return the values of round ``number``, from 1; a learning rate that decays stays in the plan's bounds."""
+    values = dict(settings.hyper)
+    if settings.lr_decay != 1:
+        bound = next(h for h in manifest.hyper if h.name == "lr")
+        values["lr"] = max(bound.low, values.get("lr", bound.default) * settings.lr_decay ** (number - 1))
+    return values
 
 
 def _check_ranges(settings: RoundSettings) -> None:
     _require(settings.goal >= 1, "goal", "at least 1", settings.goal)
     _require(1 <= settings.over_selection < math.inf, "over_selection", "at least 1", settings.over_selection)
     _require(0 < settings.min_fraction <= 1, "min_fraction", "above 0, at most 1", settings.min_fraction)
+    _require(0 < settings.lr_decay <= 1, "lr_decay", "above 0, at most 1", settings.lr_decay)
     _require(settings.max_rounds >= 0, "max_rounds", "at least 0", settings.max_rounds)
     for name in ("patience_s", "selection_timeout_s", "report_timeout_s", "step_timeout_s", "pause_s"):
         value = getattr(settings, name)

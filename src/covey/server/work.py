@@ -18,7 +18,7 @@ from covey.server.download import Offered
 from covey.server.messages import public_seed
 from covey.server.opening import opened_reals
 from covey.server.private import PrivateSums
-from covey.server.settings import check_schedule, check_settings
+from covey.server.settings import check_schedule, check_settings, hyper_in
 from covey.server.tasks import Task
 from covey.storage.interface import PopulationRecord, Storage, decode_named, encode_named
 from covey.types.errors import AsynchronousError, LayoutError, UsageError
@@ -149,8 +149,8 @@ class Training:
     @property
     def hyper(self) -> dict[str, float]:
         """The settings' per-round values, with the clip of differential privacy."""
-        hyper = self.task.settings.round.hyper
-        return dict(self._private.hyper(hyper) if self._private else hyper)
+        hyper = hyper_in(self.task.settings.round, self.manifest, self.number)
+        return self._private.hyper(hyper) if self._private else hyper
 
     def affordable(self) -> bool:
         """See :class:`Work`."""

@@ -21,7 +21,7 @@ from covey.plans.signing import sign_plan
 from covey.server.download import encoded_checkpoint
 from covey.server.messages import CloseShard, OpenShard, public_seed
 from covey.server.opening import opened_reals
-from covey.server.settings import RoundSettings, check_settings
+from covey.server.settings import RoundSettings, check_settings, hyper_in
 from covey.simulation.failures import Failures
 from covey.simulation.federation import merged, owner_key
 from covey.simulation.fleet import Fleet
@@ -239,7 +239,7 @@ class AsynchronousFederation:
             plan=self._plan_ref,
             signature=self._signature,
             checkpoint=refs[flight.version],
-            hyper=dict(self._rounds.hyper),
+            hyper=hyper_in(self._rounds, self._manifest, flight.version + 1),
             public_seed=public_seed(attempt),
             report_within_s=self._rounds.report_timeout_s,
         )

@@ -350,9 +350,9 @@ def _crossings(rows: list[RoundRow], target: float | None) -> dict[str, float | 
 def _built_with(recipe: Recipe, settings: Settings) -> Settings:
     """Return the settings that the plan is built with: the recipe's own learning rate where a round can set another.
 
-    A sweep over learning rates then needs one plan only.
+    A sweep over learning rates, or over how they decay, then needs one plan only.
     """
-    own = recipe.settings.lr
+    own, settings = recipe.settings.lr, dataclasses.replace(settings, lr_decay=1.0)
     if parse_algorithm(settings.algorithm).name != "fedsgd" and own / 1000 <= settings.lr <= own * 1000:
         return dataclasses.replace(settings, lr=own)
     return settings
@@ -366,6 +366,7 @@ def _rounds(settings: Settings, options: SimulationOptions, num_devices: int) ->
         (options.eval_every >= 1, "--eval-every", "at least 1", options.eval_every),
         (options.report_timeout_s > 0, "--report-timeout", "above 0", options.report_timeout_s),
         (settings.lr > 0, "--lr", "above 0", settings.lr),
+        (0 < settings.lr_decay <= 1, "--lr-decay", "above 0, at most 1", settings.lr_decay),
         (settings.epochs >= 1, "--epochs", "at least 1", settings.epochs),
         (settings.batch_size is None or settings.batch_size >= 1, "--batch", "at least 1, or inf", settings.batch_size),
         (options.target is None or 0 < options.target <= 1, "--target", "a fraction, as 0.97", options.target),
@@ -379,6 +380,7 @@ def _rounds(settings: Settings, options: SimulationOptions, num_devices: int) ->
         over_selection=options.over_selection,
         selection_timeout_s=_A_DAY_S,  # by then every trace has brought whoever it brings
         report_timeout_s=options.report_timeout_s,
+        lr_decay=settings.lr_decay,
     )
     if rounds.num_selected > num_devices:
         raise UsageError(
