@@ -54,11 +54,12 @@ def test_the_papers_models_have_the_papers_sizes():
     import jax
 
     counts = {}
-    for name in ("mnist-2nn", "mnist-cnn", "shakespeare-lstm"):
+    for name in ("mnist-2nn", "mnist-cnn", "cifar10-cnn", "shakespeare-lstm"):
         tree = jax.eval_shape(load_recipe(name).task().init, jax.random.key(0))
         counts[name] = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
     assert counts["mnist-2nn"] == 199_210
     assert counts["mnist-cnn"] == 1_663_370
+    assert counts["cifar10-cnn"] == 1_068_298  # the paper says about a million
     layers = 4 * 256 * (8 + 256 + 1) + 4 * 256 * (256 + 256 + 1)
     assert counts["shakespeare-lstm"] == layers + VOCABULARY.size * (8 + 256 + 1)
 

@@ -69,8 +69,9 @@ def command(
 ) -> None:
     """Simulate a federation on this machine.
 
-    RECIPE is keyboard, mnist-2nn, mnist-cnn, shakespeare-lstm, or a path to your own Python file that defines
-    `recipe`. Devices and server run the code that they run in production; only time and the network are virtual.
+    RECIPE is keyboard, mnist-2nn, mnist-cnn, cifar10-cnn, shakespeare-lstm, or a path to your own Python file that
+    defines `recipe`. Devices and server run the code that they run in production; only the network and time are
+    virtual.
     """
     from covey.simulation.run import simulate
 
