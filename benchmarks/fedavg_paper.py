@@ -221,7 +221,8 @@ def main() -> None:
     waiting: dict[Row, str] = {}
     rows = _chosen(args)
     best: float | None = None
-    for row in rows:
+    # FedSGD's rows are the longest: last, unless another row waits for them.
+    for row in sorted(rows, key=lambda r: r.algorithm == "fedsgd" and r.target is not None):
         relative = row.target is None and row.algorithm == "fedavg" and row.lr is None
         study = Study(dataclasses.replace(row, target=best) if relative else row, args, until_s, report)
         try:
