@@ -1,19 +1,17 @@
 import dataclasses
 import functools
 
-import jax
 import numpy as np
 import pytest
 
 from covey.device.trainer import OnnxTrainer, TrainingJob
-from covey.models.classifiers import mnist_cnn, mnist_cnn_init
 from covey.plans.lowering.build import build_plan, initial_params
 from covey.plans.lowering.check import tolerance
 from covey.plans.plan import unpack_plan
 from covey.plans.task import PlanOptions
 from covey.recipes.prepare import local_halves
 from covey.recipes.recipe import load_recipe
-from covey.simulation.jax_trainer import JaxTrainer, has_convolution
+from covey.simulation.jax_trainer import JaxTrainer
 from covey.types.errors import TooFewExamplesError, TrainingError
 
 SEED = bytes(range(32))
@@ -62,20 +60,13 @@ def test_the_cut_into_chunks_changes_no_bit(tiny):
     assert all(r.segments["model"].tobytes() == first for r in results)
 
 
-def test_models_with_convolutions_are_found():
-    shape = jax.eval_shape(mnist_cnn_init, jax.random.key(0))
-    x = np.zeros((2, 784), np.float32)
-    loss = jax.grad(lambda p, x: mnist_cnn(p, x).sum())
-    assert has_convolution(jax.make_jaxpr(jax.jit(loss))(shape, x).jaxpr)
-    assert not has_convolution(jax.make_jaxpr(lambda a: a @ a)(np.eye(2)).jaxpr)
-
-
 def test_steps_outside_a_loop_give_what_the_loop_gives(tiny):
     plan, trainer, params, dataset = world(tiny, "fedavg", "sgd")
     job = TrainingJob(plan, 0, params, {}, {}, SEED)
     looped = trainer.run(job, dataset.train("client-7")).segments["model"]
-    programs = trainer._phases[0]._programs
-    stepwise = JaxTrainer(programs.task, programs.local, stepwise=True)
+    recipe = load_recipe(tiny)
+    local = local_halves(recipe.settings, dataset)
+    stepwise = JaxTrainer(recipe.task(), local, stepwise=True)
     stepped = stepwise.run(job, dataset.train("client-7")).segments["model"]
     assert np.abs(looped - stepped).max() <= tolerance(40 * 6) * max(1.0, np.abs(looped).max())
 

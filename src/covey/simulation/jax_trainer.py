@@ -1,8 +1,9 @@
 """A trainer on JAX: the programs that a plan's graphs were lowered from, compiled by XLA.
 
 Same examples, same order, same masks, same weighing as the device's trainer; only the engine differs, and with it the
-order in which floats are added. XLA compiles a loop around models without convolutions and, because its convolutions
-are an order of magnitude slower inside a loop on a CPU, single steps for models with them.
+order in which floats are added. Convolutions and pooling are rewritten where that is faster; XLA compiles a loop around
+the steps and, because its own convolutions are an order of magnitude slower inside a loop on a CPU, single steps for
+models that keep some.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,12 @@ from covey.device.batches import Chunk, checked_examples, make_chunks, num_disti
 from covey.device.trainer import LocalResult, TrainingJob, TrainingStopped, all_shared, hyper_values, never, result_of
 from covey.plans.lowering.programs import Programs, prefixed
 from covey.plans.task import Local, Task
+from covey.simulation.rewriting import has_primitive, rewritten
 from covey.types.errors import TrainingError
 from covey.types.rng import key_words
 from covey.types.tensors import Tensors
 
-__all__ = ["JaxTrainer", "has_convolution"]
+__all__ = ["JaxTrainer"]
 
 _TOTALS = ("examples", "loss", "weight")
 
@@ -37,7 +39,8 @@ class JaxTrainer:
         Args:
             task: the model and its loss.
             local: the device half of the algorithm's one phase, or of each.
-            stepwise: compile single steps (True) or a loop around them (False); None: steps for models that convolve.
+            stepwise: compile single steps (True) or a loop around them (False); None: steps for models with
+                convolutions that are not rewritten.
         """
         halves = (local,) if isinstance(local, Local) else tuple(local)
         self._phases = tuple(_Compiled(Programs(task, half), stepwise) for half in halves)
@@ -85,11 +88,11 @@ class _Compiled:
     """The programs of one phase, compiled."""
 
     def __init__(self, programs: Programs, stepwise: bool | None) -> None:
-        self._programs = programs
+        self._step_taken = rewritten(programs.step_taken)
         self.begin = jax.jit(programs.begin)
         self.finish = jax.jit(programs.finish)
         # The carry is given away: without that, every step would copy the parameters.
-        self._step = jax.jit(programs.step_taken, donate_argnums=0)
+        self._step = jax.jit(self._step_taken, donate_argnums=0)
         self._loop = jax.jit(self._steps, donate_argnums=0)
         self._stepwise = stepwise
 
@@ -97,7 +100,9 @@ class _Compiled:
         """Take a chunk's steps; ``room`` is the longest chunk's number of them."""
         if self._stepwise is None:
             x = {**prefixed("batch", {k: v[0] for k, v in chunk.batch.items()}), "mask": chunk.mask[0]}
-            self._stepwise = has_convolution(jax.make_jaxpr(self._programs.step_taken)(carry, constant, x).jaxpr)
+            self._stepwise = has_primitive(
+                jax.make_jaxpr(self._step_taken)(carry, constant, x).jaxpr, "conv_general_dilated"
+            )
         if self._stepwise:
             for i in range(chunk.num_steps):
                 x = {**prefixed("batch", {k: v[i] for k, v in chunk.batch.items()}), "mask": chunk.mask[i]}
@@ -111,22 +116,9 @@ class _Compiled:
     def _steps(self, carry: dict[str, Any], constant: Mapping[str, Any], xs: Mapping[str, Any], count: Any) -> Any:
         def body(i: Any, carry: dict[str, Any]) -> dict[str, Any]:
             x = {k: jax.lax.dynamic_index_in_dim(v, i, keepdims=False) for k, v in xs.items()}
-            return self._programs.step_taken(carry, constant, x)
+            return self._step_taken(carry, constant, x)
 
         return jax.lax.fori_loop(0, count, body, carry)
-
-
-def has_convolution(jaxpr: Any) -> bool:
-    """Return whether a jaxpr, or any within it, convolves."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "conv_general_dilated":
-            return True
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns") and has_convolution(inner):
-                    return True
-    return False
 
 
 def _filled(array: Any, length: int) -> Any:
