@@ -7,12 +7,20 @@ import pytest
 from jax import lax
 
 from covey.models.classifiers import mnist_cnn, mnist_cnn_init
+from covey.simulation import convolution
 from covey.simulation.minimal_filtering import minimal_filter
 from covey.simulation.rewriting import has_primitive, rewritten
 
 FIRST, LAST = ("NCHW", "OIHW", "NCHW"), ("NHWC", "HWIO", "NHWC")
 CONVOLUTION = "conv_general_dilated"
 POOLING = ("reduce_window_max", "select_and_scatter_add")
+
+
+@pytest.fixture(autouse=True)
+def _small_shapes_too(monkeypatch):
+    """Rewrite what is too small to gain by it: it has to be right all the same."""
+    monkeypatch.setattr(convolution, "_MIN_FILTER_CHANNELS", 8)
+    monkeypatch.setattr(convolution, "_MAX_COLUMN_INPUTS", 4)
 
 
 @pytest.fixture
@@ -66,6 +74,7 @@ REWRITTEN = {
     "batch of one": case((11, 6), (3, 3), (12, 8), batch=1),
     "no padding": case((12, 11), (5, 5), (8, 16), "VALID"),
     "no padding, outputs fewer": case((12, 11), (3, 5), (16, 8), "VALID"),
+    "an image smaller than the window": case((4, 4), (5, 5), (8, 16), batch=8),
     "padding on one side": case((10, 10), (3, 3), (8, 16), ((2, 0), (0, 1))),
 }
 """All three equations by minimal filters."""
