@@ -28,9 +28,9 @@ def logits(params, x):
 TASK = Task(
     name="digits",
     init=lambda key: {
-        "first": conv2d_init(key, (5, 5), 1, 8),
-        "second": conv2d_init(key, (5, 5), 8, 12),
-        "output": dense_init(key, 3 * 3 * 12, 3),
+        "first": conv2d_init(key, (5, 5), 1, 32),
+        "second": conv2d_init(key, (5, 5), 32, 32),
+        "output": dense_init(key, 3 * 3 * 32, 3),
     },
     loss=lambda params, batch, key: classification(logits(params, batch["x"]), batch["y"]),
     examples=ExampleSchema(

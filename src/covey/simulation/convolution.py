@@ -3,9 +3,9 @@
 A rule for :mod:`covey.simulation.rewriting`. It sees single equations: a model's convolutions and those that their
 gradients are. An input's gradient is a convolution with a reversed kernel; a kernel's gradient is one whose kernel is
 as large as the image and whose output is as small as a kernel. Images are brought to [batch, height, width, channels]
-and kernels to [height, width, inputs, outputs]; XLA makes most of these transpositions a choice of layout.
+and kernels to [inputs, outputs, height, width]; XLA makes most of these transpositions a choice of layout.
 
-- Few input channels: all windows as the columns of a matrix, and one product.
+- One input channel: all windows as the columns of a matrix, and one product.
 - Otherwise minimal filtering (:mod:`covey.simulation.minimal_filtering`) on both axes: image and kernel are transformed
   to points, at each point stands one product [tiles, inputs] x [inputs, outputs], and its results are transformed back.
   F(4, 5) on both axes takes 64 products of numbers where 400 are taken otherwise.
@@ -25,17 +25,19 @@ from jax.extend.core import JaxprEqn
 from covey.simulation.minimal_filtering import (
     MAX_TAPS,
     Matrix,
-    MinimalFilter,
     minimal_filter,
     num_outputs,
     transposed,
 )
 
-__all__ = ["convolved"]
+__all__ = ["Maker", "convolved"]
 
-_MAX_COLUMNS = 128
-_MIN_CHANNELS = 8
-_MIN_TILES = 16
+Maker = tuple[JaxprEqn, Sequence[Any]] | None
+"""The equation that made an operand, and its own operands."""
+
+_MAX_COLUMN_INPUTS = 1
+_MIN_FILTER_CHANNELS = 32
+"""Measured: columns of three input channels, and 3 x 3 filters between sixteen, lose against XLA's convolution."""
 
 
 class _Axis(NamedTuple):
@@ -61,9 +63,10 @@ class _Tiles(NamedTuple):
     size: int
 
 
-def convolved(eqn: JaxprEqn, image: Any, kernel: Any) -> Any | None:
+def convolved(eqn: JaxprEqn, operands: Sequence[Any], makers: Sequence[Maker]) -> Any | None:
     """Return what a ``conv_general_dilated`` equation computes; None: XLA's own convolution is the better choice."""
     p = eqn.params
+    image, kernel = operands
     numbers = p["dimension_numbers"]
     dtypes = {str(v.aval.dtype) for v in (*eqn.invars, *eqn.outvars)}  # type: ignore[attr-defined]
     once = (*p["window_strides"], *p["lhs_dilation"], *p["rhs_dilation"])
@@ -72,48 +75,56 @@ def convolved(eqn: JaxprEqn, image: Any, kernel: Any) -> Any | None:
         return None
     batch, channels, *space = numbers.lhs_spec
     outputs, inputs, *window = numbers.rhs_spec
+    n, k, *out = numbers.out_spec
     axes = [
-        _Axis(image.shape[i], kernel.shape[k], *map(int, pads))
-        for i, k, pads in zip(space, window, p["padding"], strict=True)
+        _Axis(image.shape[i], kernel.shape[j], *map(int, pads))
+        for i, j, pads in zip(space, window, p["padding"], strict=True)
     ]
-    of_kernel = all(a.out < a.window for a in axes)
-    if of_kernel:
+    if all(a.out < a.window for a in axes):
         # [inputs, height, width, batch] is the layer's own image, and the kernel here the gradient of its outputs.
         image, kernel = image.transpose(channels, *space, batch), kernel.transpose(inputs, *window, outputs)
-        form = _gradient_form(axes, image, kernel)
-    else:
-        image, kernel = image.transpose(batch, *space, channels), kernel.transpose(*window, inputs, outputs)
-        form = _form(axes, image, kernel)
+        gradient = _gradient_form(axes, image, kernel)
+        if gradient is None:
+            return None
+        result = gradient(axes, image, kernel)  # [inputs, outputs, height, width]
+        return result.transpose(np.argsort([n, k, *out]))
+    image = image.transpose(batch, *space, channels)
+    form = _form(axes, image.shape[-1], kernel.shape[outputs])
     if form is None:
         return None
-    result = form(axes, image, kernel)
-    # [height, width, inputs, outputs] or [batch, height, width, outputs]
-    n, k, *out = numbers.out_spec
-    order = [*out, n, k] if of_kernel else [n, *out, k]
-    return result.transpose(np.argsort(order))
+    if form is _filtered_back:
+        # The gradient's kernel is the layer's own, reversed: turned back, both layers' points are the same.
+        kernel = _reversed(kernel, makers[1], window)
+    result = form(axes, image, kernel.transpose(inputs, outputs, *window))
+    return result.transpose(np.argsort([n, *out, k]))
+
+
+def _reversed(kernel: Any, maker: Maker, window: Sequence[int]) -> Any:
+    if maker and maker[0].primitive.name == "rev" and sorted(maker[0].params["dimensions"]) == sorted(window):
+        return maker[1][0]
+    return lax.rev(kernel, tuple(window))
 
 
 _Form = Callable[[Sequence[_Axis], Any, Any], Any]
 
 
-def _form(axes: Sequence[_Axis], image: Any, kernel: Any) -> _Form | None:
-    *window, num_inputs, num_outputs_ = kernel.shape
+def _form(axes: Sequence[_Axis], num_inputs: int, num_channels: int) -> _Form | None:
     if any(min(a.before, a.after) < 0 or max(a.before, a.after) >= a.window for a in axes):
         return None
-    if num_inputs <= 4 and np.prod(window) * num_inputs <= _MAX_COLUMNS:
+    if num_inputs <= _MAX_COLUMN_INPUTS and all(a.window <= MAX_TAPS for a in axes):
         return _columns_product
-    if all(1 < a.window <= MAX_TAPS for a in axes) and min(num_inputs, num_outputs_) >= _MIN_CHANNELS:
-        return _filtered if num_inputs <= num_outputs_ else _filtered_back
+    if all(1 < a.window <= MAX_TAPS for a in axes) and min(num_inputs, num_channels) >= _MIN_FILTER_CHANNELS:
+        return _filtered if num_inputs <= num_channels else _filtered_back
     return None
 
 
 def _gradient_form(axes: Sequence[_Axis], image: Any, errors: Any) -> _Form | None:
-    num_inputs, num_outputs_ = image.shape[-1], errors.shape[-1]
+    num_inputs, num_channels = image.shape[-1], errors.shape[-1]
     if any(min(a.before, a.after) < 0 or max(a.before, a.after) >= a.out for a in axes):
         return None
-    if num_inputs <= 4 and np.prod([a.out for a in axes]) * num_inputs <= _MAX_COLUMNS:
+    if num_inputs <= _MAX_COLUMN_INPUTS and all(a.out <= MAX_TAPS for a in axes):
         return _columns_gradient
-    if all(1 < a.out <= MAX_TAPS for a in axes) and min(num_inputs, num_outputs_) >= _MIN_CHANNELS:
+    if all(1 < a.out <= MAX_TAPS for a in axes) and min(num_inputs, num_channels) >= _MIN_FILTER_CHANNELS:
         return _filter_gradient
     return None
 
@@ -128,83 +139,93 @@ def _columns(image: Any, before: Sequence[int], after: Sequence[int], window: Se
 
 def _columns_product(axes: Sequence[_Axis], image: Any, kernel: Any) -> Any:
     columns = _columns(image, [a.before for a in axes], [a.after for a in axes], [a.window for a in axes])
-    result = lax.dot_general(columns, kernel.reshape(-1, kernel.shape[-1]), (((0,), (0,)), ((), ())))
+    weights = kernel.transpose(2, 3, 0, 1).reshape(-1, kernel.shape[1])
+    result = lax.dot_general(columns, weights, (((0,), (0,)), ((), ())))
     return result.reshape(image.shape[0], *(a.out for a in axes), -1)
 
 
 def _columns_gradient(axes: Sequence[_Axis], image: Any, errors: Any) -> Any:
     columns = _columns(image, [a.before for a in axes], [a.after for a in axes], [a.out for a in axes])
     result = columns @ errors.reshape(-1, errors.shape[-1])
-    return result.reshape(*(a.out for a in axes), image.shape[-1], errors.shape[-1])
+    return result.reshape(*(a.out for a in axes), image.shape[-1], -1).transpose(2, 3, 0, 1)
 
 
 def _filtered(axes: Sequence[_Axis], image: Any, kernel: Any) -> Any:
     """Convolve by minimal filters; outputs are at least as many as inputs."""
     filters = [_tilings(a.out, a.window, a.before, a.size) for a in axes]
-    points = _to_points(image, 1, [f.inputs for f in filters])
-    factors = _to_points(kernel, 0, [f.taps for f in filters])
-    products = lax.dot_general(points, factors, (((2,), (1,)), ((0,), (0,))))
-    return _from_points(products, 1, image.shape[0], [f.outputs for f in filters])
+    points = _to_points(image, [f.inputs for f in filters])
+    products = lax.dot_general(points, _factors(kernel, filters), (((2,), (1,)), ((0,), (0,))))
+    return _from_points(products, image.shape[0], [f.outputs for f in filters])
 
 
 def _filtered_back(axes: Sequence[_Axis], image: Any, kernel: Any) -> Any:
-    """Convolve by transposed filters, as the gradient of their inputs: the image stands where outputs do."""
+    """Convolve with the reverse of ``kernel`` by transposed filters: the image stands where outputs do."""
     filters = [_tilings(a.size, a.window, a.window - 1 - a.before, a.out) for a in axes]
-    points = _to_points(image, 1, [f.outputs for f in filters])
-    factors = _to_points(kernel[::-1, ::-1].swapaxes(2, 3), 0, [f.taps for f in filters])
-    products = lax.dot_general(points, factors, (((2,), (2,)), ((0,), (0,))))
-    return _from_points(products, 1, image.shape[0], [f.inputs for f in filters])
+    points = _to_points(image, [f.outputs for f in filters])
+    products = lax.dot_general(points, _factors(kernel.swapaxes(0, 1), filters), (((2,), (2,)), ((0,), (0,))))
+    return _from_points(products, image.shape[0], [f.inputs for f in filters])
 
 
 def _filter_gradient(axes: Sequence[_Axis], image: Any, errors: Any) -> Any:
-    """Return the gradient of a kernel, [height, width, inputs, outputs], as the gradient of the filters' taps."""
+    """Return the gradient of a kernel, [inputs, outputs, height, width], as the gradient of the filters' taps."""
     if image.shape[-1] <= errors.shape[-1]:
-        return _taps_gradient([_tilings(a.window, a.out, a.before, a.size) for a in axes], image, errors)
+        filters = [_tilings(a.window, a.out, a.before, a.size) for a in axes]
+        return _taps_gradient(filters, image, errors)
     filters = [_tilings(a.size, a.out, a.out - 1 - a.before, a.window) for a in axes]
-    return _taps_gradient(filters, errors, image)[::-1, ::-1].swapaxes(2, 3)
+    return _taps_gradient(filters, errors, image)[:, :, ::-1, ::-1].swapaxes(0, 1)
 
 
 def _taps_gradient(filters: "Sequence[_Tilings]", inputs: Any, outputs: Any) -> Any:
-    a = _to_points(inputs, 1, [f.inputs for f in filters])
-    b = _to_points(outputs, 1, [f.outputs for f in filters])
+    a = _to_points(inputs, [f.inputs for f in filters])
+    b = _to_points(outputs, [f.outputs for f in filters])
     products = lax.dot_general(a, b, (((1,), (1,)), ((0,), (0,))))
-    return _from_points(products, 0, 1, [f.taps for f in filters])
+    taps = lax.dot_general(products, _taps(filters, a.dtype), (((0,), (0,)), ((), ())))
+    return taps.reshape(*taps.shape[:2], *(len(f.taps[0]) for f in filters))
+
+
+def _factors(kernel: Any, filters: "Sequence[_Tilings]") -> Any:
+    """Transform [a, b, height, width] to [points, a, b]; a is the side with fewer channels, in both directions."""
+    flat = kernel.reshape(*kernel.shape[:2], -1)
+    return lax.dot_general(_taps(filters, kernel.dtype), flat, (((1,), (2,)), ((), ())))
+
+
+def _taps(filters: "Sequence[_Tilings]", dtype: Any) -> Any:
+    """Return the matrix of both axes' taps, [points, height and width]: kernels are small enough for a product."""
+    rows, columns = (np.array(f.taps, dtype) for f in filters)
+    return np.einsum("ax,by->abyx", columns, rows).reshape(len(columns) * len(rows), -1)
 
 
 class _Tilings(NamedTuple):
-    """How one axis of a filter's outputs, taps and inputs is cut."""
+    """How one axis of a filter's outputs and inputs is cut, and what becomes of its taps."""
 
     outputs: _Tiles
-    taps: _Tiles
+    taps: Matrix
     inputs: _Tiles
 
 
 def _tilings(outputs: int, taps: int, before: int, inputs: int) -> _Tilings:
     step = num_outputs(outputs, taps)
-    count = -(-outputs // step)
-    matrices: MinimalFilter = minimal_filter(step, taps)
+    num = -(-outputs // step)
+    matrices = minimal_filter(step, taps)
     return _Tilings(
-        _Tiles(matrices.outputs, step, count, 0, outputs),
-        _Tiles(matrices.taps, taps, 1, 0, taps),
-        _Tiles(matrices.inputs, step, count, before, inputs),
+        _Tiles(matrices.outputs, step, num, 0, outputs),
+        matrices.taps,
+        _Tiles(matrices.inputs, step, num, before, inputs),
     )
 
 
-def _to_points(x: Any, axis: int, tiles: Sequence[_Tiles]) -> Any:
-    """Transform the image's axes ``axis`` and ``axis + 1`` of x: [..., H, W, ..., C] -> [points, rest, C]."""
-    x = _split(x, axis, tiles[0])
-    x = _split(x, axis + 2, tiles[1])  # behind the points of the first, and its tiles
+def _to_points(x: Any, tiles: Sequence[_Tiles]) -> Any:
+    """Transform [batch, height, width, C] to [points, batch and tiles, C]."""
+    x = _split(x, 1, tiles[0])
+    x = _split(x, 3, tiles[1])  # behind the points of the first, and its tiles
     return x.reshape(x.shape[0] * x.shape[1], -1, x.shape[-1])
 
 
-def _from_points(x: Any, axis: int, batch: int, tiles: Sequence[_Tiles]) -> Any:
-    """Apply the transpose of :func:`_to_points`, from [points, rest, C]."""
+def _from_points(x: Any, batch: int, tiles: Sequence[_Tiles]) -> Any:
+    """Apply the transpose of :func:`_to_points`."""
     rows, columns = tiles
-    lead = (batch,) if axis else ()
-    points = (len(columns.matrix), len(rows.matrix))
-    tail = x.shape[1] // (batch * rows.num * columns.num)
-    x = x.reshape(*points, *lead, rows.num, columns.num, *(() if axis else (tail,)), x.shape[-1])
-    return _joined(_joined(x, axis + 2, columns), axis, rows)
+    x = x.reshape(len(columns.matrix), len(rows.matrix), batch, rows.num, columns.num, x.shape[-1])
+    return _joined(_joined(x, 3, columns), 1, rows)
 
 
 def _split(x: Any, axis: int, tiles: _Tiles) -> Any:

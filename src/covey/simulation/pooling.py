@@ -16,19 +16,23 @@ import numpy as np
 from jax import lax
 from jax.extend.core import JaxprEqn
 
-__all__ = ["max_pooled", "max_unpooled"]
+from covey.simulation.convolution import Maker
+
+__all__ = ["max_pooled", "max_unpooled", "unpooled_sum"]
 
 
-def max_pooled(eqn: JaxprEqn, x: Any) -> Any | None:
+def max_pooled(eqn: JaxprEqn, operands: Sequence[Any], makers: Sequence[Maker]) -> Any | None:
     """Return what a ``reduce_window_max`` equation computes; None: its windows overlap or are otherwise unusual."""
+    (x,) = operands
     windows = _windows(eqn, x)
     if windows is None:
         return None
     return windows.restored(reduce(jnp.maximum, _places(windows.arranged(x), windows.size)))
 
 
-def max_unpooled(eqn: JaxprEqn, errors: Any, x: Any) -> Any | None:
+def max_unpooled(eqn: JaxprEqn, operands: Sequence[Any], makers: Sequence[Maker]) -> Any | None:
     """Return what a ``select_and_scatter_add`` equation computes; None as above."""
+    errors, x = operands
     windows = _windows(eqn, x)
     if windows is None or eqn.params["select_prim"].name != "ge":
         return None
@@ -49,6 +53,19 @@ def max_unpooled(eqn: JaxprEqn, errors: Any, x: Any) -> Any | None:
     result = jnp.where(spread(first) == place, spread(errors), 0).reshape(n, h * height, w * width, c)
     rest = [(0, a - b) for a, b in zip(arranged.shape, result.shape, strict=True)]  # what no window reaches
     return windows.restored(jnp.pad(result, rest))
+
+
+def unpooled_sum(eqn: JaxprEqn, operands: Sequence[Any], makers: Sequence[Maker]) -> Any | None:
+    """Return what a ``reduce_sum`` of a pooling's gradient computes, over the windows' axes at least: that of a bias.
+
+    Every error has its place in just one window, so the errors themselves have the same sum. None: another sum.
+    """
+    if makers[0] is None or makers[0][0].primitive.name != "select_and_scatter_add":
+        return None
+    maker, (errors, x) = makers[0]
+    windows = _windows(maker, x)
+    axes = eqn.params["axes"]
+    return None if windows is None or not {*windows.order[-3:-1]} <= {*axes} else jnp.sum(errors, axes)
 
 
 class _Windows(NamedTuple):

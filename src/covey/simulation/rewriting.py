@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
-from covey.simulation.convolution import convolved
-from covey.simulation.pooling import max_pooled, max_unpooled
+from covey.simulation.convolution import Maker, convolved
+from covey.simulation.pooling import max_pooled, max_unpooled, unpooled_sum
 
 __all__ = ["has_primitive", "rewritten"]
 
@@ -21,8 +21,9 @@ _RULES: Mapping[str, Callable[..., Any | None]] = {
     "conv_general_dilated": convolved,
     "reduce_window_max": max_pooled,
     "select_and_scatter_add": max_unpooled,
+    "reduce_sum": unpooled_sum,
 }
-"""``(equation, *operands) -> result``; None: leave the equation as it is."""
+"""``(equation, operands, makers of the operands) -> result``; None: leave the equation as it is."""
 
 
 def rewritten(function: Callable[..., T]) -> Callable[..., T]:
@@ -56,12 +57,17 @@ def _evaluated(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
+    made: dict[Any, Maker] = {}
     for equation in jaxpr.eqns:
         operands = [read(a) for a in equation.invars]
         rule = _RULES.get(equation.primitive.name)
-        result = None if rule is None else rule(equation, *operands)
+        result = None
+        if rule is not None:
+            makers = [None if isinstance(a, Literal) else made.get(a) for a in equation.invars]
+            result = rule(equation, operands, makers)
         results = _kept(jaxpr, equation, operands) if result is None else [result]
         values |= zip(equation.outvars, results, strict=True)
+        made |= dict.fromkeys(equation.outvars, (equation, operands))
     return [read(a) for a in jaxpr.outvars]
 
 
@@ -77,11 +83,9 @@ def _kept(jaxpr: Jaxpr, equation: JaxprEqn, operands: Sequence[Any]) -> Sequence
 
 def _inner(value: Any) -> Any:
     """Rewrite a parameter of an equation: the jaxprs in it."""
-    if isinstance(value, Jaxpr):  # without constants, and so is its better form
-        return _inner(ClosedJaxpr(value, ())).jaxpr
     if isinstance(value, ClosedJaxpr) and has_primitive(value.jaxpr, *_RULES):
         arguments = [v.aval for v in value.jaxpr.invars]
         return jax.make_jaxpr(lambda *args: _evaluated(value.jaxpr, value.consts, args))(*arguments)
-    if isinstance(value, tuple) and any(isinstance(v, ClosedJaxpr | Jaxpr) for v in value):
+    if isinstance(value, tuple) and any(isinstance(v, ClosedJaxpr) for v in value):
         return tuple(map(_inner, value))
     return value
