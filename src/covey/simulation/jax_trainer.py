@@ -41,6 +41,7 @@ class JaxTrainer:
         """
         halves = (local,) if isinstance(local, Local) else tuple(local)
         self._phases = tuple(_Compiled(Programs(task, half), stepwise) for half in halves)
+        self._on_engine: dict[str, tuple[Any, Any]] = {}
 
     def run(self, job: TrainingJob, examples: Tensors, should_stop: Callable[[], bool] = never) -> LocalResult:
         """Run ``job`` over ``examples``; errors are those of :meth:`covey.device.trainer.OnnxTrainer.run`."""
@@ -49,15 +50,12 @@ class JaxTrainer:
         usable = checked_examples(
             examples, manifest.examples.fields, at_least=manifest.min_examples, at_most=manifest.max_examples
         )
-        params, shared = prefixed("params", job.params), prefixed("shared", all_shared(job))
+        offered = self._placed({**prefixed("params", job.params), **prefixed("shared", all_shared(job))})
         hyper = {k: np.float32(v) for k, v in hyper_values(manifest, job.hyper).items()}
         # Handed to the engine once, not with every call; parameters that no step reads are dropped by it.
-        constant = jax.device_put(
-            {**params, **shared, **prefixed("hyper", hyper), "key": key_words(job.seed, "dropout")}
-        )
-        carry = dict(compiled.begin({**params, **shared}))
-        carry |= {f"metrics.{k}": np.float32(0) for k in manifest.metrics}
-        carry["step"] = np.uint32(0)
+        own = jax.device_put({**prefixed("hyper", hyper), "key": key_words(job.seed, "dropout")})
+        constant = {**offered, **own}
+        carry = dict(compiled.begin(offered))
         count = len(next(iter(usable.values())))
         steps = 0
         for chunk in make_chunks(usable, phase, seed=job.seed):
@@ -76,9 +74,20 @@ class JaxTrainer:
         totals = {k: float(carry[f"metrics.{k}"]) for k in manifest.metrics}
         state = {k: v for k, v in carry.items() if k.startswith("state.")}
         ends = {f"totals.{k}": carry[f"metrics.{k}"] for k in _TOTALS}
-        outputs = {k: np.asarray(v) for k, v in compiled.finish({**state, **params, **shared, **ends}).items()}
+        outputs = {k: np.asarray(v) for k, v in compiled.finish({**state, **offered, **ends}).items()}
         used = num_distinct(count, phase)
         return result_of(manifest, job.phase, outputs, totals, num_examples=used, num_steps=steps)
+
+    def _placed(self, arrays: Tensors) -> dict[str, Any]:
+        """Return ``arrays`` on the engine. Those that came with the last job are there: a cohort shares a checkpoint.
+
+        Only arrays that nobody can write to are taken for the same ones.
+        """
+        known = {k: held for k, held in self._on_engine.items() if arrays.get(k) is held[0]}
+        new = jax.device_put({k: v for k, v in arrays.items() if k not in known})
+        placed = {k: new[k] if k in new else known[k][1] for k in arrays}
+        self._on_engine = {k: (v, placed[k]) for k, v in arrays.items() if not v.flags.writeable}
+        return placed
 
 
 class _Compiled:
@@ -86,12 +95,17 @@ class _Compiled:
 
     def __init__(self, programs: Programs, stepwise: bool | None) -> None:
         self._programs = programs
-        self.begin = jax.jit(programs.begin)
+        self.begin = jax.jit(self._begun)
         self.finish = jax.jit(programs.finish)
         # The carry is given away: without that, every step would copy the parameters.
         self._step = jax.jit(programs.step_taken, donate_argnums=0)
         self._loop = jax.jit(self._steps, donate_argnums=0)
         self._stepwise = stepwise
+
+    def _begun(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the first step takes: the state, metric sums of zero, and the number of steps taken."""
+        sums = {f"metrics.{k}": np.float32(0) for k in self._programs.metrics}
+        return {**self._programs.begin(inputs), **sums, "step": np.uint32(0)}
 
     def train(self, carry: dict[str, Any], constant: Mapping[str, Any], chunk: Chunk, room: int) -> dict[str, Any]:
         """Take a chunk's steps; ``room`` is the longest chunk's number of them."""
