@@ -19,7 +19,7 @@ from covey.simulation.channel import Channel, shared_memory
 from covey.simulation.messages import Crashed, Failed
 from covey.types.errors import CoveyError, WorkerError
 
-__all__ = ["WorkerPool", "available_cores"]
+__all__ = ["WorkerPool", "available_cores", "worker_environment"]
 
 _ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -42,6 +42,16 @@ _XLA_FLAGS = "--xla_cpu_multi_thread_eigen=false"
 def available_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the environment of a worker: this process's, with one thread, kept memory and a cache for XLA."""
+    env = {**os.environ, **_ONE_THREAD, **_KEPT_MEMORY}
+    env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {_XLA_FLAGS}".strip()
+    env.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir().with_name("xla")))
+    env.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    env.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+    return env
 
 
 class WorkerPool:
@@ -121,18 +131,13 @@ class WorkerPool:
 
     def _start(self, setup: Any) -> None:
         ours, theirs = multiprocessing.Pipe()
-        env = {**os.environ, **_ONE_THREAD, **_KEPT_MEMORY}
-        env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {_XLA_FLAGS}".strip()
-        env.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir().with_name("xla")))
-        env.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        env.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
         memory = shared_memory()
         try:
             channel = Channel(ours, memory, is_worker=False)
             self._channels.append(channel)
             process = subprocess.Popen(
                 [sys.executable, "-m", "covey.simulation", str(theirs.fileno()), str(memory)],
-                env=env,
+                env=worker_environment(),
                 pass_fds=[theirs.fileno(), memory],
                 stdin=subprocess.DEVNULL,
             )
