@@ -15,6 +15,7 @@ from covey.device.batches import Chunk, checked_examples, make_chunks, num_disti
 from covey.device.trainer import LocalResult, TrainingJob, TrainingStopped, all_shared, hyper_values, never, result_of
 from covey.plans.lowering.programs import Programs, prefixed
 from covey.plans.task import Local, Task
+from covey.simulation.outer_products import ONE, with_outer_products
 from covey.types.errors import TrainingError
 from covey.types.rng import key_words
 from covey.types.tensors import Tensors
@@ -53,7 +54,7 @@ class JaxTrainer:
         offered = self._placed({**prefixed("params", job.params), **prefixed("shared", all_shared(job))})
         hyper = {k: np.float32(v) for k, v in hyper_values(manifest, job.hyper).items()}
         # Handed to the engine once, not with every call; parameters that no step reads are dropped by it.
-        own = jax.device_put({**prefixed("hyper", hyper), "key": key_words(job.seed, "dropout")})
+        own = jax.device_put({**prefixed("hyper", hyper), "key": key_words(job.seed, "dropout"), ONE: np.float32(1)})
         constant = {**offered, **own}
         carry = dict(compiled.begin(offered))
         count = len(next(iter(usable.values())))
@@ -97,8 +98,9 @@ class _Compiled:
         self._programs = programs
         self.begin = jax.jit(self._begun)
         self.finish = jax.jit(programs.finish)
+        self._step_taken = with_outer_products(programs.step_taken)
         # The carry is given away: without that, every step would copy the parameters.
-        self._step = jax.jit(programs.step_taken, donate_argnums=0)
+        self._step = jax.jit(self._step_taken, donate_argnums=0)
         self._loop = jax.jit(self._steps, donate_argnums=0)
         self._stepwise = stepwise
 
@@ -125,7 +127,7 @@ class _Compiled:
     def _steps(self, carry: dict[str, Any], constant: Mapping[str, Any], xs: Mapping[str, Any], count: Any) -> Any:
         def body(i: Any, carry: dict[str, Any]) -> dict[str, Any]:
             x = {k: jax.lax.dynamic_index_in_dim(v, i, keepdims=False) for k, v in xs.items()}
-            return self._programs.step_taken(carry, constant, x)
+            return dict(self._step_taken(carry, constant, x))
 
         return jax.lax.fori_loop(0, count, body, carry)
 

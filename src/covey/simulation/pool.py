@@ -36,7 +36,8 @@ _KEPT_MEMORY = {
 """For glibc: keep freed blocks of a model's size. Every session frees some dozen of them, and to get them from the
 system again page by page took a quarter of the time of the MNIST 2NN."""
 _AHEAD = 1
-_XLA_FLAGS = "--xla_cpu_multi_thread_eigen=false"
+_XLA_FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_cpu_prefer_vector_width=512"
+"""One thread; and the widest registers that there are, where XLA prefers half of AVX-512's."""
 
 
 def available_cores() -> int:
