@@ -6,9 +6,11 @@ are an order of magnitude slower inside a loop on a CPU, single steps for models
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from covey.device.batches import Chunk, checked_examples, make_chunks, num_distinct, num_steps
@@ -52,10 +54,10 @@ class JaxTrainer:
             examples, manifest.examples.fields, at_least=manifest.min_examples, at_most=manifest.max_examples
         )
         offered = self._placed({**prefixed("params", job.params), **prefixed("shared", all_shared(job))})
-        hyper = {k: np.float32(v) for k, v in hyper_values(manifest, job.hyper).items()}
+        hyper = {k: _number(v) for k, v in hyper_values(manifest, job.hyper).items()}
         # Handed to the engine once, not with every call; parameters that no step reads are dropped by it.
-        own = jax.device_put({**prefixed("hyper", hyper), "key": key_words(job.seed, "dropout"), ONE: np.float32(1)})
-        constant = {**offered, **own}
+        key = jax.device_put(key_words(job.seed, "dropout"))
+        constant = {**offered, **prefixed("hyper", hyper), "key": key, ONE: _number(1.0)}
         carry = dict(compiled.begin(offered))
         count = len(next(iter(usable.values())))
         steps = 0
@@ -84,10 +86,10 @@ class JaxTrainer:
 
         Only arrays that nobody can write to are taken for the same ones.
         """
-        known = {k: held for k, held in self._on_engine.items() if arrays.get(k) is held[0]}
-        new = jax.device_put({k: v for k, v in arrays.items() if k not in known})
-        placed = {k: new[k] if k in new else known[k][1] for k in arrays}
-        self._on_engine = {k: (v, placed[k]) for k, v in arrays.items() if not v.flags.writeable}
+        placed = {k: known for k, (array, known) in self._on_engine.items() if arrays.get(k) is array}
+        if len(placed) < len(arrays):
+            placed |= jax.device_put({k: v for k, v in arrays.items() if k not in placed})
+            self._on_engine = {k: (v, placed[k]) for k, v in arrays.items() if not v.flags.writeable}
         return placed
 
 
@@ -107,7 +109,8 @@ class _Compiled:
     def _begun(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return what the first step takes: the state, metric sums of zero, and the number of steps taken."""
         sums = {f"metrics.{k}": np.float32(0) for k in self._programs.metrics}
-        return {**self._programs.begin(inputs), **sums, "step": np.uint32(0)}
+        # Copied, for the first step takes over what it gets, and other devices begin from the same parameters.
+        return jax.tree.map(jnp.copy, {**self._programs.begin(inputs), **sums, "step": np.uint32(0)})
 
     def train(self, carry: dict[str, Any], constant: Mapping[str, Any], chunk: Chunk, room: int) -> dict[str, Any]:
         """Take a chunk's steps; ``room`` is the longest chunk's number of them."""
@@ -130,6 +133,12 @@ class _Compiled:
             return dict(self._step_taken(carry, constant, x))
 
         return jax.lax.fori_loop(0, count, body, carry)
+
+
+@lru_cache(maxsize=32)
+def _number(value: float) -> Any:
+    """Return a float32 on the engine: a round's are the same for all its devices."""
+    return jax.device_put(np.float32(value))
 
 
 def has_convolution(jaxpr: Any) -> bool:
