@@ -41,7 +41,8 @@ def with_outer_products(step: Step) -> Step:
 
 def _evaluated(closed: Any, args: Sequence[Any], one: Any) -> list[Any]:
     """Evaluate a jaxpr, and those of the functions that it calls, with the products replaced."""
-    jaxpr, values = closed.jaxpr, {}
+    jaxpr = closed.jaxpr
+    values: dict[Any, Any] = {}
 
     def read(variable: Any) -> Any:
         return variable.val if isinstance(variable, Literal) else values[variable]
@@ -50,7 +51,7 @@ def _evaluated(closed: Any, args: Sequence[Any], one: Any) -> list[Any]:
     for equation in jaxpr.eqns:
         inputs = [read(v) for v in equation.invars]
         if _is_small_batch(equation):
-            out = [_outer_products(*inputs, one)]
+            out = [_outer_products(inputs[0], inputs[1], one)]
         elif equation.primitive.name in ("jit", "pjit"):
             out = _evaluated(equation.params["jaxpr"], inputs, one)
         else:
