@@ -15,6 +15,7 @@ from benchmarks.report import Goal
 RUNS = [
     ("simulation", "--model", "2nn"),
     ("simulation", "--model", "cnn"),
+    ("production_path",),
     ("rounds",),
     ("population",),
     ("demo",),

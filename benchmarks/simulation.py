@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks.report import Report, relative_spread
 from covey.data.registry import load
+from covey.simulation.pool import worker_environment
 
 _PEERS = Path(__file__).parent / "peers"
 _GOALS = {"2nn": 4.0, "cnn": 1.3, "lstm": 1.0}
@@ -189,6 +190,22 @@ def run(report: Report, folder: Path) -> tuple[list[Contestant], dict[str, str]]
             contestant.end()
 
 
+def note_fraction(report: Report, covey: Contestant, folder: Path) -> None:
+    """Print which part of the cores' speed in matrix products Covey's client steps are."""
+    args, cores = report.args, 2
+    source = str(_PEERS / "lstm_recipe.py") if args.model == "lstm" else f"mnist-{args.model}"
+    environment = worker_environment() | {"COVEY_BENCH_DATA": str(folder / "data.npz")}
+    command = [sys.executable, "-m", "benchmarks.sgemm", source]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    counted = json.loads(done.stdout)
+    speed = statistics.median(covey.speeds) * counted["step_flop"]
+    report.facts(
+        operations_of_a_step=f"{counted['step_flop'] / 1e6:.3g} MFLOP",
+        sgemm_peak_of_a_core=f"{counted['peak_flop_per_s'] / 1e9:.0f} GFLOP/s",
+        part_of_the_peak=f"{100 * speed / (cores * counted['peak_flop_per_s']):.1f} % (Covey, {cores} cores)",
+    )
+
+
 def show(report: Report, done: list[Contestant], absent: dict[str, str]) -> None:
     """Print the table and the goal."""
     covey = next((c for c in done if c.name == "Covey"), None)
@@ -248,7 +265,9 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(prefix="covey-bench-") as folder:
         done, absent = run(report, Path(folder))
-    show(report, done, absent)
+        show(report, done, absent)
+        for contestant in (c for c in done if c.name == "Covey"):
+            note_fraction(report, contestant, Path(folder))
     report.finish()
 
 

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from covey.types.errors import CoveyError, UpdateFormatError, VersionError
-from covey.wire.framing import decode_update, encode_update, max_update_bytes
+from covey.wire.framing import decode_update, encode_update, max_update_bytes, part_sizes
 
 PARTS = [("header", b"12345678"), ("model", b"abcdef")]
 LIMITS = {"header": 8, "model": 6}
@@ -18,6 +18,7 @@ def test_decoding_is_the_inverse_of_encoding(parts):
     body = encode_update(parts)
     assert len(body) == max_update_bytes(limits)
     assert {k: bytes(v) for k, v in decode_update(body, limits).items()} == dict(parts)
+    assert part_sizes(body) == limits
 
 
 def test_every_truncation_and_every_trailing_byte_is_refused():

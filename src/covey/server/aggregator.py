@@ -6,6 +6,7 @@ sum is opened when the shard closes.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,9 +41,10 @@ _REMEMBERED = 10_000
 
 @dataclass(slots=True)
 class _Shard:
-    phase: int
     open: set[str]
     total: SegmentSum
+    codecs: Mapping[str, Codec]
+    limits: Mapping[str, int]
     ended: dict[str, type[CoveyError]] = field(default_factory=dict)
 
 
@@ -90,7 +92,9 @@ class Aggregator:
         """Take OpenShard, ReportArrived, AbandonArrived, CloseShard or DiscardShard."""
         match message:
             case OpenShard(attempt=attempt, phase=phase, sessions=sessions):
-                self._shards[attempt] = _Shard(phase, set(sessions), SegmentSum(self._manifest.layout(phase)))
+                total = SegmentSum(self._manifest.layout(phase))
+                codecs, limits = segment_codecs(self._manifest, phase), body_limits(self._manifest, phase)
+                self._shards[attempt] = _Shard(set(sessions), total, codecs, limits)
                 self._attempt_of |= dict.fromkeys(sessions, attempt)
                 return []
             case ReportArrived():
@@ -131,11 +135,11 @@ class Aggregator:
         return [Envelope(to, Reply(answer)), Envelope(self._to, Counted(attempt, len(message.body)))]
 
     def _fold(self, attempt: str, shard: _Shard, message: ReportArrived) -> None:
-        codecs, seed = segment_codecs(self._manifest, shard.phase), public_seed(attempt)
-        parts = decode_update(message.body, body_limits(self._manifest, shard.phase))
+        seed = public_seed(attempt)
+        parts = decode_update(message.body, shard.limits)
         values = {}
         for s in shard.total.segments:
-            codec = codecs[s.name]
+            codec = shard.codecs[s.name]
             public = segment_seed(codec, round_seed=seed, session=message.session, segment=s.name)
             values[s.name] = codec.decode(parts[s.name], s.length, public)
         _check_header(values[HEADER], self._manifest, shard.total.segments[0])

@@ -1,24 +1,28 @@
-"""A worker process: ``python -m covey.simulation FD`` answers one message at a time on that connection."""
+"""A worker process: ``python -m covey.simulation PIPE MEMORY`` answers one message at a time on that channel."""
 
+import os
 import signal
 import sys
 import traceback
 from multiprocessing.connection import Connection
 
+from covey.simulation.channel import Channel
 from covey.simulation.messages import Crashed, Failed, Setup
 from covey.simulation.worker import Worker
 from covey.types.errors import CoveyError
 
 
 def main() -> None:
-    """Serve the connection whose file descriptor is the one argument, until the other side closes it."""
+    """Serve the channel whose two file descriptors are the arguments, until the other side closes it."""
     # Ctrl-C reaches the whole process group; the parent decides when a worker ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection = Connection(int(sys.argv[1]))
+    pipe, memory = map(int, sys.argv[1:])
+    channel = Channel(Connection(pipe), memory, is_worker=True)
+    os.close(memory)
     worker: Worker | None = None
     while True:
         try:
-            message = connection.recv()
+            message = channel.recv()
         except EOFError:
             return
         try:
@@ -32,7 +36,7 @@ def main() -> None:
         except Exception:
             answer = Crashed(traceback.format_exc())
         try:
-            connection.send(answer)
+            channel.send(answer)
         except OSError:
             return
 

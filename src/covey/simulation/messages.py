@@ -1,7 +1,9 @@
 """What a simulation and its worker processes tell each other, besides the server's own messages."""
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from covey.recipes.recipe import Settings
 from covey.types.errors import CoveyError
@@ -50,6 +52,10 @@ class Blobs:
 
     blobs: Mapping[str, bytes]
     keep: frozenset[str] = frozenset()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the blobs as buffers, so that :mod:`covey.simulation.channel` copies them once."""
+        return Blobs, ({k: pickle.PickleBuffer(v) for k, v in self.blobs.items()}, self.keep)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
 from covey.simulation.convolution import Maker, convolved
+from covey.simulation.outer_products import small_batch_product
 from covey.simulation.pooling import max_pooled, max_unpooled, unpooled_sum
 
 __all__ = ["has_primitive", "rewritten"]
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 _RULES: Mapping[str, Callable[..., Any | None]] = {
     "conv_general_dilated": convolved,
+    "dot_general": small_batch_product,
     "reduce_window_max": max_pooled,
     "select_and_scatter_add": max_unpooled,
     "reduce_sum": unpooled_sum,

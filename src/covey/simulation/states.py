@@ -24,8 +24,10 @@ class DeviceStates:
 
     def load(self, device: int, before_round: int, phase: Phase) -> Tensors:
         """Return what a device kept before a round; nothing in its first session."""
+        if not phase.kept:
+            return {}
         rounds = [n for n in self._rounds(device) if n < before_round]
-        if not phase.kept or not rounds:
+        if not rounds:
             return {}
         with storage_errors("device states"):
             return unpack_tensors(phase.kept, self._path(device, rounds[-1]).read_bytes())

@@ -26,7 +26,7 @@ from covey.plans.plan import unpack_plan
 from covey.privacy.randomness import AesCtr
 from covey.recipes.prepare import local_halves
 from covey.recipes.recipe import Settings, load_recipe
-from covey.server.aggregator import Aggregator, body_limits
+from covey.server.aggregator import Aggregator
 from covey.server.messages import AbandonArrived, CloseShard, DiscardShard, OpenShard, Reply, ReportArrived, ShardClosed
 from covey.simulation.messages import POPULATION, Blobs, Ended, Evaluate, EvaluateDevice, RunSession, Setup
 from covey.simulation.states import DeviceStates
@@ -34,7 +34,7 @@ from covey.types.errors import CoveyError
 from covey.types.rng import derive_seed
 from covey.types.segments import SegmentSum
 from covey.types.tensors import Tensors, sha256_hex, unpack_tensors
-from covey.wire.framing import decode_update
+from covey.wire.framing import part_sizes
 from covey.wire.messages import Abandoned, Reported
 
 __all__ = ["Worker", "make_trainer"]
@@ -100,7 +100,9 @@ class Worker:
         # Of the whole name and not of the order of use: a device's shuffling does not depend on who else took part.
         assignment = message.assignment
         seed = derive_seed(self.setup.seed, "device", message.device, assignment.round, assignment.phase)
-        noise = AesCtr(derive_seed(self.setup.seed, "noise", assignment.session), private=False)
+        noise = None
+        if self.plan.manifest.privacy.noise is not None:
+            noise = AesCtr(derive_seed(self.setup.seed, "noise", assignment.session), private=False)
         session = Session(self.policy, seed=seed, verified=self.verified, noise=noise)
         phase = self.plan.manifest.phases[assignment.phase]
         effect = session.start()
@@ -127,7 +129,7 @@ class Worker:
                     else:
                         effect = session.trained(result)
                 case SendReport(session=token, body=body):
-                    traffic.update(self._parts(assignment.phase, body))
+                    traffic.update(_parts(body))
                     answer = self._answer(ReportArrived("", token, body))
                     effect = session.reported(answer) if isinstance(answer, Reported) else session.failed(answer)
                 case SendAbandon(session=token, message=abandon):
@@ -158,14 +160,14 @@ class Worker:
                 return envelope.message.total
         return None
 
-    def _parts(self, phase: int, body: bytes) -> dict[str, int]:
-        """Return how many bytes of a report are which segment's."""
-        parts = decode_update(body, body_limits(self.plan.manifest, phase))
-        sizes = {f"up: {name}": len(part) for name, part in parts.items()}
-        return {**sizes, "up: framing": len(body) - sum(sizes.values())}
-
     def _evaluate(self, params: bytes, examples: Tensors) -> dict[str, float]:
         return self.evaluator.evaluate(unpack_tensors(self.plan.manifest.params, params), examples)
+
+
+def _parts(body: bytes) -> dict[str, int]:
+    """Return how many bytes of a report are which segment's."""
+    sizes = {f"up: {name}": size for name, size in part_sizes(body).items()}
+    return {**sizes, "up: framing": len(body) - sum(sizes.values())}
 
 
 def make_trainer(task: Callable[[], Any], settings: Settings, dataset: FederatedDataset) -> Trainer:

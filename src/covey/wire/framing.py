@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from covey.types.errors import UpdateFormatError, VersionError
 
-__all__ = ["UPDATE_VERSION", "decode_update", "encode_update", "max_update_bytes"]
+__all__ = ["UPDATE_VERSION", "decode_update", "encode_update", "max_update_bytes", "part_sizes"]
 
 UPDATE_VERSION = 2
 _MAGIC = b"CVYU"
@@ -42,6 +42,18 @@ def encode_update(parts: Sequence[tuple[str, bytes]]) -> bytes:
 def max_update_bytes(limits: Mapping[str, int]) -> int:
     """Return the largest body that :func:`decode_update` accepts for these limits: what a server need ever read."""
     return _HEAD.size + sum(_NAME.size + len(k.encode()) + _SIZE.size + v for k, v in limits.items()) + _CRC.size
+
+
+def part_sizes(body: bytes) -> dict[str, int]:
+    """Return the bytes of each part of a body that this process made itself: nothing is checked, no payload is read."""
+    _, _, num_parts = _HEAD.unpack_from(body)
+    offset, sizes = _HEAD.size, {}
+    for _ in range(num_parts):
+        start = offset + _NAME.size
+        offset = start + _NAME.unpack_from(body, offset)[0]
+        (sizes[body[start:offset].decode()],) = _SIZE.unpack_from(body, offset)
+        offset += _SIZE.size
+    return sizes
 
 
 def decode_update(body: bytes | bytearray | memoryview, limits: Mapping[str, int]) -> dict[str, memoryview]:
