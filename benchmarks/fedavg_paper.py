@@ -174,6 +174,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "--target", type=float, default=0.80, metavar="ACC", help="of table 3: 0.80, 0.82, 0.85 or lower"
     )
     parser.add_argument("--rounds", type=int, default=40, metavar="N", help="of figure 3")
+    parser.add_argument("--lr", type=float, metavar="X", help="this learning rate, and no grid")
     parser.add_argument("--budget-minutes", type=float, default=math.inf, metavar="M")
     parser.add_argument("--workers", type=int, metavar="N")
     parser.add_argument("--seed", type=int, default=0)
@@ -202,7 +203,7 @@ def _chosen(args: argparse.Namespace) -> list[Row]:
     ]
     if not found:
         raise SystemExit(f"no such rows: {args.rows}; a row is called E<epochs>B<batch>, as E5B10 or E1Binf")
-    return found
+    return [dataclasses.replace(r, lr=args.lr) for r in found]
 
 
 def main() -> None:
@@ -221,7 +222,7 @@ def main() -> None:
     best: float | None = None
     # FedSGD's rows are the longest: last, unless another row waits for them.
     for row in sorted(rows, key=lambda r: r.algorithm == "fedsgd" and r.target is not None):
-        relative = row.target is None and row.algorithm == "fedavg" and row.lr is None
+        relative = row.target is None and row.algorithm == "fedavg" and args.table == "2"
         study = Study(dataclasses.replace(row, target=best) if relative else row, args, until_s, report)
         try:
             if relative and best is None:
@@ -251,7 +252,7 @@ def _tabulate(report: Report, rows: Sequence[Row], results: Mapping[Row, Result]
             [row.name, row.updates, ours.lr, ours.rounds, faster, row.paper, _over(paper_sgd, row.paper), beside,
              ours.accuracy, ours.minutes]
         )  # fmt: skip
-        if row.algorithm == "fedavg" and ours.lr is not None and row.lr is None and not report.args.quick:
+        if row.algorithm == "fedavg" and ours.lr is not None and report.args.table in ("1", "2") and not report.args.quick:
             if row.source is SHAKESPEARE:
                 report.goal(f"{row.name}: FedSGD's rounds over its own", faster, ">= 10", (faster or 0) >= 10)
             elif row.paper is not None:
