@@ -168,7 +168,7 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=("2nn", "cnn", "lstm"), default="cnn")
     parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="where every run is kept")
     parser.add_argument("--partition", choices=("iid", "two-class"), help="only these rows")
-    parser.add_argument("--rows", metavar="E5B10,...", help="only these, and FedSGD (E1Binf) beside them")
+    parser.add_argument("--rows", metavar="E5B10,...", help="only these, and FedSGD (E1Binf) beside them without --lr")
     parser.add_argument("--fraction", type=float, default=0.1, metavar="C", help="of the roles (--model lstm)")
     parser.add_argument(
         "--target", type=float, default=0.80, metavar="ACC", help="of table 3: 0.80, 0.82, 0.85 or lower"
@@ -195,7 +195,7 @@ def _chosen(args: argparse.Namespace) -> list[Row]:
         rows = table_2_lstm(args.fraction, _FEDSGD_ROUNDS)
     else:
         rows = table_1(args.model) if args.table == "1" else table_2()
-    wanted = {*args.rows.split(","), "E1Binf"} if args.rows else None
+    wanted = {*args.rows.split(","), *([] if args.lr else ["E1Binf"])} if args.rows else None
     found = [
         r
         for r in rows
