@@ -245,6 +245,8 @@ def paired(covey: Contestant, other: Contestant) -> list[float]:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # contestants have sessions of their own, and must be ended
+
     def configure(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--model", choices=["2nn", "cnn", "lstm"], default="2nn")
         parser.add_argument("--repeats", type=int, help="turns of each")
