@@ -43,6 +43,21 @@ def test_a_run_is_kept_resumed_compared_and_shown(typed, tmp_path):
     assert "settings.lr" in refused.err and "0.3" in refused.err
 
 
+def test_a_slow_network_is_typed_shown_and_compared(typed, tmp_path):
+    network = ("--down-mbit-per-s", "0.1", "--up-mbit-per-s", "0.01", "--network-spread", "0.5")
+    common = ("simulate", TINY, "--rounds", "2", "--workers", "1")
+    out = typed(*common, *network, "--out", str(tmp_path / "slow")).out
+    assert "virtual time" in out and "upload" in out and "waiting" in out
+    assert "devices' time" not in typed(*common, "--out", str(tmp_path / "free")).out
+    shown = typed("compare", str(tmp_path / "slow"), str(tmp_path / "free"), "--target", "0.3").out
+    head = shown.splitlines()[0]
+    assert all(w in head for w in ("up_mbit_per_s", "network_spread", "network", "waiting", "virtual s to"))
+    refused = typed(*common, "--up-mbit-per-s", "-3", status=2).err
+    assert "--up-mbit-per-s" in refused and "-3" in refused
+    refused = typed("simulate", "--resume", str(tmp_path / "slow"), "--up-mbit-per-s", "1", status=1).err
+    assert "options.up_mbit_per_s" in refused
+
+
 def test_a_sweep_goes_on_where_it_stopped(typed, tmp_path):
     arguments = ("sweep", TINY, "--grid", "lr=0.1,0.3", "--rounds", "2", "--workers", "1", "--out", str(tmp_path / "s"))
     result = json.loads(typed(*arguments, "--json", "-").out)

@@ -13,7 +13,13 @@ from covey.simulation.rundir import read_report
 from covey.types.errors import ResumeError
 
 SLOW = DevicePopulation(
-    dropout=0.15, speed_spread=0.7, seconds_per_step=3.0, availability="intermittent:on=0.7,slot=300"
+    dropout=0.15,
+    speed_spread=0.7,
+    seconds_per_step=3.0,
+    down_mbit_per_s=0.01,
+    up_mbit_per_s=0.001,
+    network_spread=0.7,
+    availability="intermittent:on=0.7,slot=300",
 )
 
 
@@ -52,7 +58,22 @@ def test_a_resumed_run_has_the_bits_of_one_in_one_piece(tiny, tmp_path, algorith
     assert report.checkpoint == whole.checkpoint
     assert curve(report) == curve(whole)
     assert report.traffic == whole.traffic and report.client_steps == whole.client_steps
+    assert report.device_s == whole.device_s and min(whole.device_s["upload"], whole.device_s["lost"]) > 0
     assert curve(read_report(tmp_path / "run")) == curve(whole)
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedbuff"])
+def test_what_reports_were_so_far_is_known_after_a_resumption(tiny, tmp_path, algorithm):
+    """Entropy-coded reports have no size of their own: the time of the next ones hangs on those before."""
+    pytest.importorskip("constriction", reason="needs covey[entropy]")
+    settings = settings_of(tiny, cohort=4, compression="hd|uniform:1", algorithm=algorithm)
+    options = SimulationOptions(rounds=4, seed=3, workers=1, population=SLOW)
+    whole = simulate(tiny, settings, options)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(tiny, settings, dataclasses.replace(options, out=tmp_path / "run"), StopAfter(2))
+    report = simulate(*resumed(tmp_path / "run"))
+    assert report.checkpoint == whole.checkpoint
+    assert curve(report) == curve(whole) and report.device_s == whole.device_s
 
 
 def test_noise_goes_on_where_it_stopped_and_every_charge_is_kept(tiny, tmp_path):
@@ -89,6 +110,7 @@ def test_another_configuration_is_refused_and_the_field_is_named(tiny, tmp_path)
         (dataclasses.replace(settings, algorithm="fedprox"), options, "settings.algorithm"),
         (settings, dataclasses.replace(options, seed=5), "options.seed"),
         (settings, dataclasses.replace(options, population=DevicePopulation(dropout=0.5)), "options.dropout"),
+        (settings, dataclasses.replace(options, population=DevicePopulation(up_mbit_per_s=1)), "options.up_mbit_per_s"),
     ]
     for asked, how, field in changes:
         with pytest.raises(ResumeError) as caught:

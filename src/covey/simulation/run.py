@@ -23,13 +23,14 @@ from covey.simulation.divergence import Watch
 from covey.simulation.evaluation import Evaluation
 from covey.simulation.federation import Federation, owner_key, public_bytes
 from covey.simulation.fleet import Fleet
+from covey.simulation.load import loads_of
 from covey.simulation.messages import Setup
 from covey.simulation.pool import WorkerPool, available_cores
 from covey.simulation.population import DevicePopulation
 from covey.simulation.promise import Promise, promised
 from covey.simulation.report import RoundRow, RunReport, versions
 from covey.simulation.rundir import RunConfig, RunDir
-from covey.simulation.target import target_round
+from covey.simulation.target import Crossing
 from covey.types.errors import ResumeError, TrainingError, UsageError
 from covey.types.tensors import sha256_hex
 
@@ -164,9 +165,7 @@ def simulate(
             progress.starting(len(run.dataset.client_ids), num_workers, run.prepared)
             evaluation = Evaluation(pool, run.dataset, run.prepared.plan.manifest.eval_batch_size)
             pool.ready()
-            fleet = Fleet(
-                sizes_of(run.dataset), options.population, seed=options.seed, plan_bytes=len(run.prepared.plan_bytes)
-            )
+            fleet = _fleet(run)
             federation = _federation(run, fleet, pool, run_dir, progress)
             stopped = _play(run, federation, evaluation, run_dir, progress, started_s)
             report = _report(run, federation, fleet, evaluation, run_dir, stopped, started_s)
@@ -222,6 +221,11 @@ def _keeps_state(prepared: Prepared) -> bool:
     return any(p.kept for p in prepared.plan.manifest.phases)
 
 
+def _fleet(run: _Run) -> Fleet:
+    plan_bytes, loads = len(run.prepared.plan_bytes), loads_of(run.prepared.plan.manifest)
+    return Fleet(sizes_of(run.dataset), run.options.population, loads, seed=run.options.seed, plan_bytes=plan_bytes)
+
+
 def _federation(run: _Run, fleet: Fleet, pool: WorkerPool, run_dir: RunDir, progress: Progress) -> AnyFederation:
     prepared, options = run.prepared, run.options
     common: dict[str, Any] = {
@@ -231,8 +235,7 @@ def _federation(run: _Run, fleet: Fleet, pool: WorkerPool, run_dir: RunDir, prog
         "lenient": options.allow_divergence,
     }
     if run_dir.snapshot is not None:
-        before = run_dir.snapshot
-        fleet.restore(before.plan_holders, before.num_steps, before.traffic)
+        fleet.restore(run_dir.snapshot.fleet)
     where = (prepared.plan, prepared.plan_bytes, prepared.checkpoint, fleet, run.rounds, pool)
     choice = parse_algorithm(run.settings.algorithm)
     if choice.name != "fedbuff":
@@ -305,12 +308,14 @@ def _report(
     if options.device_accuracy:
         by_device = evaluation.by_device(federation.checkpoint, options.seed)
     spent_s = run_dir.snapshot.seconds if run_dir.snapshot else 0.0
+    crossed = Crossing.of(rows, options.target)
     return RunReport(
         recipe=run.source,
         algorithm=run.settings.algorithm,
         seed=options.seed,
         mode=run.prepared.plan.manifest.privacy.mode,
         settings=dataclasses.asdict(run.settings),
+        options=options.deciding(),
         versions=versions(),
         plan=run.prepared.plan.hash,
         checkpoint=sha256_hex(federation.checkpoint),
@@ -322,29 +327,14 @@ def _report(
         bytes_down=sum(r.bytes_down for r in rows),
         privacy=None if run.promise is None else run.promise.after(federation.storage),
         traffic=dict(sorted(fleet.traffic.items())),
+        device_s=dict(fleet.device_s),
         device_accuracy=by_device[0],
         device_examples=by_device[1],
         stopped=stopped,
-        **_crossings(rows, options.target),
+        target_round=crossed.round,
+        target_bytes=crossed.num_bytes,
+        target_s=crossed.at_s,
     )
-
-
-def _crossings(rows: list[RoundRow], target: float | None) -> dict[str, float | None]:
-    """Return where the curve crosses the target, against rounds, bytes and virtual time."""
-    if target is None:
-        return {"target_round": None}
-    num_bytes, totals = 0.0, []
-    for row in rows:
-        num_bytes += row.bytes_up + row.bytes_down
-        totals.append(num_bytes)
-    points = [(r.round, total, r.at_s, r.accuracy) for r, total in zip(rows, totals, strict=True)]
-    curve = [p for p in points if p[3] is not None]
-    accuracies = [p[3] for p in curve if p[3] is not None]
-    return {
-        "target_round": target_round([p[0] for p in curve], accuracies, target),
-        "target_bytes": target_round([p[1] for p in curve], accuracies, target),
-        "target_s": target_round([p[2] for p in curve], accuracies, target),
-    }
 
 
 def _built_with(recipe: Recipe, settings: Settings) -> Settings:
