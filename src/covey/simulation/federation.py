@@ -112,6 +112,7 @@ class Federation:
         self._on_session = on_session
         self._clock = VirtualClock(before.now_s if before else 0.0)
         self._attempts = before.attempts if before else 0
+        self._seen = 0
         self._noise = RoundNoise(seed)
         self._coordinator = Coordinator(
             POPULATION, self.storage, new_token=self._token, noise=self._noise, simulated=True
@@ -157,22 +158,26 @@ class Federation:
         """Run until a round is committed, and return it. ``seconds`` in it are virtual.
 
         Raises:
-            TrainingError: devices failed, so that too few were left, or round after round was abandoned.
+            TrainingError: devices failed, so that too few were left, round after round was abandoned, or the server
+                paused the training.
             BudgetExhaustedError: the population may open no further sum.
         """
         abandoned = 0
         while True:
-            seen = len(self.storage.rounds(POPULATION))
+            # Rows of before as well: with a commit the server may have found that no further round can begin.
+            for summary in self.storage.rounds(POPULATION, after=self._seen):
+                self._seen += 1
+                if summary.status == "committed":
+                    return summary
+                abandoned += 1
+                self._failures.check(summary, abandoned)
+            if self._coordinator.state is CoordinatorState.PAUSED:
+                raise self._failures.paused(self.storage.rounds(POPULATION)[-1])
             self._noise.begin(self._coordinator.round, self._attempts)
             if self._assigned:
                 self._run_cohort()
             else:
                 self._gather()
-            for summary in self.storage.rounds(POPULATION, after=seen):
-                if summary.status == "committed":
-                    return summary
-                abandoned += 1
-                self._failures.check(summary, abandoned)
 
     def _gather(self) -> None:
         """Let devices check in that a round waits for; else let time pass."""
