@@ -188,12 +188,14 @@ def test_a_tree_keeps_its_limits_on_participation(tiny):
 
 def test_rest_by_hand():
     rest = Rest(max_participation=2, min_separation=1)
-    assert rest.awake(range(4), 0) == [0, 1, 2, 3]
     assert rest.awake([0, 1], 0) == []  # in round 1; not before two rounds are committed
     assert rest.awake([2, 3], 1) == []
     assert rest.awake([], 2) == [0, 1]
     assert rest.awake([0], 2) == []  # its second and last
+    assert rest.absent() == [2, 3, 0]
+    before = rest.copy()
     assert rest.awake([], 9) == [2, 3]
+    assert rest.absent() == [0] and before.absent() == [2, 3, 0]
     assert Rest().awake([5, 6], 3) == [5, 6]
 
 

@@ -85,12 +85,17 @@ def test_noise_goes_on_where_it_stopped_and_every_charge_is_kept(tiny, tmp_path)
     assert report.checkpoint == whole.checkpoint and report.privacy == whole.privacy
 
 
-def test_noise_of_a_tree_cannot_be_resumed(tiny, tmp_path):
-    options = SimulationOptions(rounds=3, workers=1, privacy="tree:clip=1,noise=0.3", out=tmp_path / "run")
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_noise_of_a_tree_and_who_rests_go_on_where_they_stopped(tiny, tmp_path, stop):
+    settings = settings_of(tiny, cohort=2)
+    spec = "tree:clip=1,noise=0.3,max_participation=3,min_separation=1"
+    options = SimulationOptions(rounds=7, seed=2, workers=1, privacy=spec, population=SLOW)
+    whole = simulate(tiny, settings, options)
     with pytest.raises(KeyboardInterrupt):
-        simulate(tiny, None, options, StopAfter(1))
-    with pytest.raises(ResumeError, match="tree"):
-        simulate(*resumed(tmp_path / "run"))
+        simulate(tiny, settings, dataclasses.replace(options, out=tmp_path / "run"), StopAfter(stop))
+    report = simulate(*resumed(tmp_path / "run"))
+    assert report.checkpoint == whole.checkpoint and report.privacy == whole.privacy
+    assert curve(report) == curve(whole)
 
 
 def test_a_run_that_ended_can_be_made_longer(tiny, tmp_path):

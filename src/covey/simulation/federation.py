@@ -117,8 +117,8 @@ class Federation:
         self._coordinator = Coordinator(
             POPULATION, self.storage, new_token=self._token, noise=self._noise, simulated=True
         )
-        self._rest = Rest.of(plan.manifest.privacy.noise)
-        self._rest.awake((), self._coordinator.round)
+        self._rest = before.rest.copy() if before else Rest.of(plan.manifest.privacy.noise)
+        fleet.hold(self._rest.absent())
         self._engine = _engine(rounds, self._coordinator)
         self._waiting: list[int] = []
         self._polls = 0
@@ -152,6 +152,7 @@ class Federation:
             extra=self.storage.blob(record.extra) if record.extra else b"",
             fleet=self._fleet.state(),
             charges=self.storage.privacy_charges(POPULATION),
+            rest=self._rest.copy(),
         )
 
     def next_round(self) -> RoundSummary:

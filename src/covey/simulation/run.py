@@ -31,7 +31,7 @@ from covey.simulation.promise import Promise, promised
 from covey.simulation.report import RoundRow, RunReport, versions
 from covey.simulation.rundir import RunConfig, RunDir
 from covey.simulation.target import Crossing
-from covey.types.errors import ResumeError, TrainingError, UsageError
+from covey.types.errors import TrainingError, UsageError
 from covey.types.tensors import sha256_hex
 
 __all__ = ["Progress", "SimulationOptions", "simulate"]
@@ -187,11 +187,6 @@ def _prepared(recipe: Recipe, source: str, settings: Settings, options: Simulati
     prepared, promise = promised(prepared, options.privacy, rounds, options.last, num_devices)
     if promise is not None:
         progress.promised(promise.before())
-        if options.resume and promise.mechanism.kind == "tree":
-            raise ResumeError(
-                f"--resume {options.out}", expected="noise that is drawn anew each round", got="noise of a tree",
-                hint="a tree's nodes live in memory only: run it in one piece",
-            )  # fmt: skip
     if any(h.name == "lr" for h in prepared.plan.manifest.hyper):
         rounds = dataclasses.replace(rounds, hyper={"lr": settings.lr})
     return _Run(source, settings, options, dataset, rounds, prepared, promise)

@@ -6,6 +6,7 @@ from covey.server.settings import TaskSettings, encode_settings
 from covey.server.tasks import TRAIN, TaskState
 from covey.simulation.fleet import FleetState
 from covey.simulation.population import SessionTimes
+from covey.simulation.rest import Rest
 from covey.storage.interface import PopulationRecord, PrivacyCharge, Storage, TaskRecord
 
 __all__ = ["Flight", "Snapshot", "resume_population"]
@@ -43,6 +44,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         extra: what else the algorithm carries, encoded with names.
         fleet: what was counted of the devices.
         charges: of the privacy ledger.
+        rest: who may not check in, under noise of a tree.
         flights: sessions under way, in asynchronous aggregation.
         versions: the checkpoints that they began from, by their number.
         seconds: real time so far.
@@ -56,6 +58,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     extra: bytes
     fleet: FleetState
     charges: tuple[PrivacyCharge, ...] = ()
+    rest: Rest = msgspec.field(default_factory=Rest)
     flights: tuple[Flight, ...] = ()
     versions: dict[int, bytes] = {}
     seconds: float = 0.0
