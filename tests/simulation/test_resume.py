@@ -138,6 +138,11 @@ def test_another_recipe_text_is_refused(tiny, tmp_path):
 def test_a_folder_without_a_run_and_one_with_a_run(tiny, tmp_path):
     with pytest.raises(ResumeError, match="none"):
         resumed(tmp_path)
+    (tmp_path / "sweep" / "lr=0.1").mkdir(parents=True)
+    (tmp_path / "sweep" / "lr=0.1" / "config.json").touch()
+    with pytest.raises(ResumeError, match="runs in it") as caught:
+        resumed(tmp_path / "sweep")
+    assert f"{tmp_path / 'sweep'}/*" in caught.value.hint
     options = SimulationOptions(rounds=1, workers=1, out=tmp_path / "run")
     simulate(tiny, None, options)
     with pytest.raises(ResumeError, match="without a run") as caught:

@@ -8,6 +8,7 @@ import click
 
 from covey.cli.options import json_option, report_option
 from covey.cli.output import bytes_text, percent, print_table, write_file, write_json
+from covey.types.errors import UsageError
 
 if TYPE_CHECKING:
     from covey.simulation.comparison import ComparedRun
@@ -34,6 +35,8 @@ def command(runs: tuple[Path, ...], target: float | None, report_file: Path | No
     from covey.simulation.comparison import common_target, compare
     from covey.simulation.rundir import read_report
 
+    if target is not None and not 0 < target <= 1:
+        raise UsageError("--target", expected="a fraction, as 0.97", got=f"{target:g}")
     reports = [read_report(run) for run in runs]
     names = _names(runs)
     held_to = common_target(reports) if target is None else target

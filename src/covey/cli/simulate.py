@@ -84,7 +84,12 @@ def command(
         _calibrate(source, settings, options.seed, json_file)
         return
     options = dataclasses.replace(options, device_accuracy=report_file is not None)
-    report = simulate(source, settings, options, _progress(quiet=json_file == "-"))
+    try:
+        report = simulate(source, settings, options, _progress(quiet=json_file == "-"))
+    except KeyboardInterrupt:
+        if options.out is not None:
+            click.echo(f"\n`covey simulate --resume {options.out}` goes on from here", err=True)
+        raise
     if json_file:
         write_json(report, json_file)
     if report_file is not None:

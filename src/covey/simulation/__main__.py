@@ -19,7 +19,7 @@ def main() -> None:
     while True:
         try:
             message = connection.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the second where it left an answer unread
             return
         try:
             if isinstance(message, Setup):

@@ -118,6 +118,7 @@ class WorkerPool:
                 env=env,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is the parent's: a worker that starts does not know yet to ignore it
             )
         self._processes.append(process)
         self._connections.append(ours)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 import msgspec
 
 from covey.algorithms.registry import parse_algorithm
+from covey.compression.checkpoint import download_spec
+from covey.compression.codec import codec_named
 from covey.data.dataset import FederatedDataset, sizes_of
 from covey.plans.manifest import PrivacyTerms
 from covey.privacy.guarantee import Guarantee
@@ -34,7 +37,7 @@ from covey.simulation.target import Crossing
 from covey.types.errors import TrainingError, UsageError
 from covey.types.tensors import sha256_hex
 
-__all__ = ["Progress", "SimulationOptions", "simulate"]
+__all__ = ["Progress", "SimulationOptions", "check_asked", "simulate"]
 
 _MOST_ROUNDS_TO_TARGET = 2000
 _DEFAULT_ROUNDS = 10
@@ -174,7 +177,7 @@ def simulate(
 
 
 def _prepared(recipe: Recipe, source: str, settings: Settings, options: SimulationOptions, progress: Progress) -> _Run:
-    parse_algorithm(settings.algorithm)
+    check_asked(settings, options)
     dataset = recipe.data(settings, options.seed)
     num_devices = len(dataset.client_ids)
     rounds = _rounds(settings, options, num_devices)
@@ -343,12 +346,19 @@ def _built_with(recipe: Recipe, settings: Settings) -> Settings:
     return settings
 
 
-def _rounds(settings: Settings, options: SimulationOptions, num_devices: int) -> RoundSettings:
+def check_asked(settings: Settings, options: SimulationOptions) -> None:
+    """Refuse what cannot work with any data, before anything is read or built.
+
+    Raises:
+        UsageError: a value, an algorithm or a spec that cannot be.
+        MissingExtraError: a codec whose package is not installed.
+    """
     checks: list[tuple[bool, str, str, Any]] = [
         (options.last >= 1, "--rounds", "at least 1", options.rounds),
         (settings.cohort >= 1, "--cohort", "at least 1", settings.cohort),
         (options.workers is None or options.workers >= 1, "--workers", "at least 1", options.workers),
         (options.eval_every >= 1, "--eval-every", "at least 1", options.eval_every),
+        (1 <= options.over_selection < math.inf, "--over-selection", "at least 1", options.over_selection),
         (options.report_timeout_s > 0, "--report-timeout", "above 0", options.report_timeout_s),
         (settings.lr > 0, "--lr", "above 0", settings.lr),
         (settings.epochs >= 1, "--epochs", "at least 1", settings.epochs),
@@ -359,6 +369,12 @@ def _rounds(settings: Settings, options: SimulationOptions, num_devices: int) ->
     for ok, flag, expected, got in checks:
         if not ok:
             raise UsageError(flag, expected=expected, got=str(got))
+    parse_algorithm(settings.algorithm)
+    codec_named(settings.compression)
+    download_spec(settings.download)
+
+
+def _rounds(settings: Settings, options: SimulationOptions, num_devices: int) -> RoundSettings:
     rounds = RoundSettings(
         goal=settings.cohort,
         over_selection=options.over_selection,
