@@ -1,8 +1,8 @@
 """Does a run with 1,000,000 registered devices, 1,000 of them a round, stay under 2 GB?
 
-MNIST 2NN, 20 examples for each device, drawn when it is asked for; availability by the time of day, speeds that differ,
-dropouts, and 1.3 times the cohort selected. Memory is that of the whole run: the parent and its workers together
-(shared pages counted once, where the system tells), sampled ten times a second.
+MNIST 2NN, 20 examples for each device, drawn when it is asked for; availability by the time of day, speeds and networks
+that differ, dropouts, and 1.3 times the cohort selected. Memory is that of the whole run: the parent and its workers
+together (shared pages counted once, where the system tells), sampled ten times a second.
 """
 
 import argparse
@@ -64,7 +64,13 @@ def main() -> None:
     recipe = load_recipe("mnist-2nn")
     settings = dataclasses.replace(recipe.settings, partition="resample:20", num_clients=args.devices, cohort=cohort)
     population = DevicePopulation(
-        dropout=0.08, speed_spread=0.5, seconds_per_step=1.0, availability="diurnal:swing=4,hours=8"
+        dropout=0.08,
+        speed_spread=0.5,
+        seconds_per_step=1.0,
+        down_mbit_per_s=10.0,
+        up_mbit_per_s=2.0,
+        network_spread=0.8,
+        availability="diurnal:swing=4,hours=8",
     )
     options = SimulationOptions(rounds=args.rounds, over_selection=1.3, population=population)
     report.facts(model="mnist-2nn", devices=args.devices, cohort=cohort, rounds=args.rounds, examples_each=20)

@@ -60,6 +60,14 @@ def test_a_zero_vector_is_zero(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS)
+def test_a_codec_knows_whether_its_size_depends_on_the_values(spec):
+    codec, sizes = codec_named(spec), set()
+    for values in (drawn("normal", 3000, 1), drawn("lognormal", 3000, 1), spikes(3000, 5), np.zeros(3000)):
+        sizes.add(len(codec.encode(values.astype(np.float32), SEED, Rounding(1))))
+    assert codec.has_fixed_size == (sizes == {codec.max_bytes(3000)})
+
+
+@pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused(spec, bad):
     values = drawn("normal", 300)

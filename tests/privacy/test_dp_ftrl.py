@@ -57,8 +57,8 @@ def test_counts_are_counts(bad):
 
 def test_noise_is_that_of_the_tree():
     sigma, dim, rounds = 50.0, 40_000, 8
-    tree = TreeNoise(DiscreteGaussian(sigma), dim, seeded("tree"))
-    prefixes = np.cumsum([tree.next_round() for _ in range(rounds)], axis=0) / sigma
+    tree, source = TreeNoise(DiscreteGaussian(sigma), dim), seeded("tree")
+    prefixes = np.cumsum([tree.next_round(source) for _ in range(rounds)], axis=0) / sigma
     # Honaker: a complete tree of height h has variance v_h = 1 / (1 + 1 / (2 v_{h-1})); a forest, their sum.
     v = [1.0]
     for _ in range(3):

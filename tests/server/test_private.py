@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from device import world
@@ -100,6 +101,63 @@ def test_a_tree_adds_up_to_less_than_independent_noise():
     # Four rounds are one tree of height 2, of variance 0.57 * 9; independent noise would have 36. 8 coordinates: the
     # chance that a chi-square of 8 is beyond 50 is 4e-8.
     assert (prefix**2).sum() / (0.572 * 9) < 50
+
+
+class Named:
+    """A simulation's source of noise."""
+
+    private = False
+
+    def named(self, *labels):
+        return seeded(*labels)
+
+    def fill(self, out):
+        raise AssertionError("a tree's noise has streams of its own")
+
+
+@pytest.mark.parametrize("stop", range(1, 11))
+def test_a_simulation_draws_its_tree_again_where_it_stopped(stop):
+    """Trees of four sums each: the second one, and the third, begin where the one before ended, and are paid for."""
+    plan = private_plan("tree:clip=2,noise=1.5,max_participation=1")
+    manifest = unpack_plan(plan).manifest
+    manifest = msgspec.structs.replace(
+        manifest,
+        privacy=msgspec.structs.replace(
+            manifest.privacy, noise=msgspec.structs.replace(manifest.privacy.noise, num_rounds=4)
+        ),
+    )
+
+    def opened(sums, storage, numbers):
+        out = []
+        for number in numbers:
+            aggregate = sums.open(storage, total_of(sums, manifest, zeros(4)), 0, number, "a")
+            out += [v.tolist() for v in aggregate.segments["model"].values()]
+        return out
+
+    storage = stored(plan)
+    record = storage.tasks(P)[0]
+    whole = PrivateSums(record, manifest, Named(), simulated=True)
+    before = opened(whole, storage, range(1, stop + 1))
+    kept = whole.state({"own": np.zeros(2)})
+    again = PrivateSums(record, manifest, Named(), simulated=True)
+    assert list(again.begin(storage, {}, kept)) == ["own"]
+    paid = len(storage.privacy_charges(P))
+    assert paid == -(-stop // 4)
+    after = opened(again, storage, range(stop + 1, 13))
+    assert len(storage.privacy_charges(P)) == 3
+    assert before + after == opened(PrivateSums(record, manifest, Named(), simulated=True), stored(plan), range(1, 13))
+
+
+def test_a_deployment_keeps_nothing_of_a_tree():
+    plan = private_plan("tree:clip=2,noise=1.5,max_participation=1")
+    storage = stored(plan)
+    sums, manifest = private_sums(plan, storage)
+    first = [sums.open(storage, total_of(sums, manifest, zeros(4)), 0, i, "a") for i in (1, 2)]
+    assert first and sums.state({}) == {}
+    after, _ = private_sums(plan, storage)
+    after.begin(storage, {}, sums.state({}))
+    after.open(storage, total_of(after, manifest, zeros(4)), 0, 3, "b")
+    assert len(storage.privacy_charges(P)) == 2  # another tree, and paid for
 
 
 def test_charged_before_anything_is_read():

@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 
 from covey.simulation.availability import DAY_S, parse_availability
-from covey.simulation.fleet import Fleet
-from covey.simulation.messages import Ended
 from covey.simulation.population import DevicePopulation
 from covey.simulation.roster import Roster
 from covey.types.errors import UsageError
@@ -96,13 +94,3 @@ def test_nobody_is_drawn_twice_until_released_and_only_those_who_are_there():
     trace = parse_availability("diurnal").trace(1000, 0)
     drawn = Roster(1000, trace, 1).draw(1000, 3600.0, 0)
     assert sorted(drawn) == np.flatnonzero(trace.at(np.arange(1000), 3600.0)).tolist()
-
-
-def test_a_fleet_counts_what_was_moved_and_a_plan_once():
-    fleet = Fleet(np.array([3, 4]), DevicePopulation(), seed=0, plan_bytes=100)
-    ended = Ended(num_steps=2, traffic={"up: model": 7, "down: checkpoint": 5})
-    assert [fleet.told(1, ended), fleet.told(1, ended)] == [105, 5]
-    assert dict(fleet.traffic) == {"down: plan": 100, "up: model": 14, "down: checkpoint": 10}
-    again = Fleet(np.array([3, 4]), DevicePopulation(), seed=0, plan_bytes=100)
-    again.restore(fleet.plan_holders(), fleet.num_steps, dict(fleet.traffic))
-    assert again.told(1, ended) == 5 and again.told(0, ended) == 105 and again.num_steps == 8

@@ -65,6 +65,28 @@ def test_a_runs_page_is_whole_and_loads_nothing():
     assert "<b>.py" not in page
 
 
+SPENT = {"download": 10.0, "training": 60.0, "upload": 20.0, "waiting": 10.0, "lost": 0.0}
+
+
+def test_a_page_shows_where_the_devices_time_went_unless_all_of_it_was_training():
+    options = {"up_mbit_per_s": 1.5, "availability": "always"}
+    page = run_page(report(device_s=SPENT, options=options))
+    assert Checked(page).tags.count("svg") == 2
+    for text in ("Where the devices' time went".replace("'", "&#x27;"), "up_mbit_per_s", ">download<", ">waiting<"):
+        assert text in page, text
+    assert ">lost<" not in page  # nothing was
+    alone = run_page(report(device_s={**dict.fromkeys(SPENT, 0.0), "training": 60.0}))
+    assert "time went" not in alone
+
+
+def test_a_comparison_shows_networks_that_differ_and_what_they_cost():
+    runs = [report(device_s=SPENT, options={"up_mbit_per_s": 1.0}), report(options={"up_mbit_per_s": 0.0})]
+    rows = compare(["a", "b"], runs, None)
+    assert [r.differs for r in rows] == [{"up_mbit_per_s": 1.0}, {"up_mbit_per_s": 0.0}]
+    page = comparison_page(rows, runs, None)
+    assert Checked(page).tags.count("svg") == 2 and "time went" in page and "up_mbit_per_s" in page
+
+
 def test_colours_are_the_pages_own():
     page = run_page(report())
     assert set(re.findall(r"#0000\d\d|#0001\d\d", page)) == set()

@@ -8,14 +8,20 @@ import pytest
 from scipy import stats
 
 from covey.plans.plan import unpack_plan
+from covey.privacy.guarantee import guarantee_of
 from covey.recipes.recipe import load_recipe
+from covey.simulation.federation import Federation
+from covey.simulation.promise import Promise
 from covey.simulation.rest import Rest
+from covey.simulation.resume import resumed
 from covey.simulation.run import Progress, SimulationOptions, simulate
+from covey.simulation.rundir import read_rows
 from covey.types.errors import (
     BudgetExhaustedError,
     ClipMissingError,
     CompressionSpecError,
     PrivacySpecError,
+    TrainingError,
     UsageError,
 )
 from covey.types.tensors import unpack_tensors
@@ -106,6 +112,50 @@ def test_a_run_beyond_the_budget_does_not_start_and_says_why(tiny):
     assert started == []
 
 
+def test_a_budget_that_is_spent_on_the_way_ends_the_run_and_does_not_wait_for_ever(tiny, tmp_path, bounded):
+    """What was opened and failed is charged as well: the last rounds may find nothing left. Here the plan forgets."""
+    promised = SimulationOptions(rounds=6, workers=1, privacy="gaussian:clip=1,noise=1,budget=4", out=tmp_path / "run")
+    with pytest.raises(BudgetExhaustedError, match=r"^round 4: .* spent it"):
+        simulate(tiny, None, promised)
+    assert len(read_rows(tmp_path / "run")) == 3
+    for _ in range(2):  # neither does a run that is taken up again
+        with pytest.raises(BudgetExhaustedError, match=r"^round 4: .* spent it"):
+            simulate(*resumed(tmp_path / "run"))
+    assert bounded.calls < 50
+
+
+@pytest.mark.parametrize("download", ["", "quantize:8"])
+@pytest.mark.parametrize("lenient", [False, True])
+def test_training_that_diverges_does_not_wait_for_ever_either(tiny, bounded, download, lenient):
+    settings = dataclasses.replace(load_recipe(tiny).settings, lr=300.0, epochs=50, download=download)
+    options = SimulationOptions(rounds=60, workers=1, allow_divergence=lenient)
+    if lenient:
+        assert simulate(tiny, settings, options).stopped
+    else:
+        with pytest.raises(TrainingError):
+            simulate(tiny, settings, options)
+
+
+@pytest.fixture
+def bounded(monkeypatch):
+    """Ends a run that lets time pass without end, and lets one begin whose budget cannot last."""
+
+    class Bounded:
+        calls = 0
+
+        def gather(self, federation):
+            self.calls += 1
+            assert self.calls < 1000, "the federation waits for a round that will not begin"
+            return gather(federation)
+
+    bound, gather = Bounded(), Federation._gather
+    monkeypatch.setattr(Federation, "_gather", lambda federation: bound.gather(federation))
+    monkeypatch.setattr(
+        Promise, "before", lambda own: guarantee_of(own.mechanism, own.dim, own.num_rounds, private=False)
+    )
+    return bound
+
+
 def test_epsilon_is_for_the_sums_that_were_opened(tiny):
     report = run(tiny, "gaussian:clip=100,epsilon=2000", rounds=None, target=0.5)
     assert report.privacy.rounds == len(report.rounds) < 2000
@@ -138,12 +188,14 @@ def test_a_tree_keeps_its_limits_on_participation(tiny):
 
 def test_rest_by_hand():
     rest = Rest(max_participation=2, min_separation=1)
-    assert rest.awake(range(4), 0) == [0, 1, 2, 3]
     assert rest.awake([0, 1], 0) == []  # in round 1; not before two rounds are committed
     assert rest.awake([2, 3], 1) == []
     assert rest.awake([], 2) == [0, 1]
     assert rest.awake([0], 2) == []  # its second and last
+    assert rest.absent() == [2, 3, 0]
+    before = rest.copy()
     assert rest.awake([], 9) == [2, 3]
+    assert rest.absent() == [0] and before.absent() == [2, 3, 0]
     assert Rest().awake([5, 6], 3) == [5, 6]
 
 

@@ -62,6 +62,11 @@ _BEHAVIOUR = [
     click.option("--speed-spread", type=float, metavar="S", help="Spread of the logarithm of devices' speeds (0)."),
     click.option("--seconds-per-step", type=float, metavar="X", help="Virtual seconds of the median device (0)."),
     click.option(
+        "--down-mbit-per-s", type=float, metavar="X", help="Download of the median device, virtual; 0: no time (0)."
+    ),
+    click.option("--up-mbit-per-s", type=float, metavar="X", help="Upload of the median device; 0: no time (0)."),
+    click.option("--network-spread", type=float, metavar="S", help="Spread of the logarithm of bandwidths (0)."),
+    click.option(
         "--report-timeout", "report_timeout_s", type=float, metavar="SECONDS", help="Virtual, for a round (600)."
     ),
 ]

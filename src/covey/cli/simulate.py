@@ -36,6 +36,7 @@ Examples:
   covey simulate mnist-2nn --partition two-class --epochs 5 --target 0.97 --report out.html
   covey simulate mnist-2nn --algorithm fedadam:tau=1e-2 --server-lr 0.03
   covey simulate mnist-2nn --partition resample:20 --clients 1000000 --cohort 1000 --availability diurnal
+  covey simulate mnist-2nn --up-mbit-per-s 1 --down-mbit-per-s 10 --network-spread 1 --compression 'hd|eden:1'
   covey simulate mnist-2nn --cohort 50 --privacy gaussian:clip=0.5,epsilon=8
   covey simulate ./my_recipe.py --cohort 50 --out runs/first --json -
   covey simulate --resume runs/first --rounds 100""",
@@ -84,7 +85,12 @@ def command(
         _calibrate(source, settings, options.seed, json_file)
         return
     options = dataclasses.replace(options, device_accuracy=report_file is not None)
-    report = simulate(source, settings, options, _progress(quiet=json_file == "-"))
+    try:
+        report = simulate(source, settings, options, _progress(quiet=json_file == "-"))
+    except KeyboardInterrupt:
+        if options.out is not None:
+            click.echo(f"\n`covey simulate --resume {options.out}` goes on from here", err=True)
+        raise
     if json_file:
         write_json(report, json_file)
     if report_file is not None:
@@ -165,6 +171,8 @@ def _progress(*, quiet: bool) -> Any:
 
 
 def _print_end(report: "RunReport", out: Path | None) -> None:
+    from covey.simulation.report import time_shares
+
     click.echo(
         f"{len(report.rounds)} rounds, {report.client_steps:,} local steps in {report.seconds:.1f} s; "
         f"up {bytes_text(report.bytes_up)}, down {bytes_text(report.bytes_down)}; mode {report.mode}"
@@ -177,6 +185,9 @@ def _print_end(report: "RunReport", out: Path | None) -> None:
                 f"{report.target_s:,.0f} virtual seconds"
             )
         click.echo(f"target {percent(report.target)}: {reached}")
+    if shares := time_shares(report.device_s):
+        spent = ", ".join(f"{kind} {percent(share)}" for kind, share in shares.items() if share)
+        click.echo(f"virtual time {report.rounds[-1].at_s if report.rounds else 0:,.0f} s; the devices' time: {spent}")
     if report.stopped:
         click.echo(f"stopped early: {report.stopped}")
     if report.privacy is not None:

@@ -31,6 +31,7 @@ __all__ = ["command"]
     epilog="""\b
 Examples:
   covey sweep mnist-2nn --grid lr=0.03,0.1,0.3 --grid algorithm=fedavg,fedprox --rounds 20 --out sweeps/first
+  covey sweep mnist-2nn --grid up-mbit-per-s=0.5,2,8 --grid 'compression=float32,hd|eden:1' --out sweeps/network
   covey sweep mnist-2nn --grid 'algorithm=fedavg;fedadam:tau=1e-2,beta1=0.8' --grid seed=0,1,2 --out sweeps/second""",
 )
 @recipe_argument
@@ -58,7 +59,8 @@ def command(
 ) -> None:
     """Simulate RECIPE once for every point of a grid, and print the results side by side.
 
-    A run that diverges is noted, and the sweep goes on. What had ended before is read, not run again.
+    An axis of the grid is any setting, the seed, --over-selection, --report-timeout, or how devices behave. A run that
+    fails is noted, and the sweep goes on. What had ended before is read, not run again.
     """
     from covey.recipes.recipe import load_recipe
     from covey.simulation.comparison import common_target, compare
@@ -72,7 +74,7 @@ def command(
     behaviour, run, values = split_options(typed)
     options = SimulationOptions(population=DevicePopulation(**behaviour), **run)
     cells, found = parse_grid(axes), load_recipe(recipe)
-    if twice := {k for c in cells for k in c.values} & {*values, *(("seed",) if typed["seed"] is not None else ())}:
+    if twice := {k for c in cells for k in c.values} & {*values, *behaviour, *run}:
         raise UsageError("--grid", expected="settings that no other option sets", got=min(twice))
 
     def settings_of(point: Any) -> Any:
@@ -82,7 +84,11 @@ def command(
         return dataclasses.replace(settings, **unset)
 
     shown = _Shown(len(cells), quiet=json_file == "-")
-    results = sweep(recipe, settings_of, options, cells, out, shown.cell, shown.result)
+    try:
+        results = sweep(recipe, settings_of, options, cells, out, shown.cell, shown.result)
+    except KeyboardInterrupt:
+        click.echo("\nthe same command goes on from here", err=True)
+        raise
     ended = [r for r in results if r.report is not None]
     reports = [r.report for r in ended if r.report is not None]
     held_to = common_target(reports)

@@ -29,6 +29,8 @@ from covey.compression.ring_coder import Residues, Ring
 from covey.compression.secure import Projection, SecurePath, centred
 from covey.compression.stage import Coder, PrivateRandomness, Shape, Transform
 from covey.compression.structured_updates import LowRank, RandomMask
+from covey.compression.top_k import TopK
+from covey.compression.uniform_quantization import Uniform
 from covey.types.errors import LayoutError, UpdateFormatError, UpdateNotFiniteError, VersionError
 from covey.types.rng import derive_seed
 from covey.types.segments import Segment
@@ -60,6 +62,7 @@ class Codec:
         composes_with_secagg: whether sums may be taken of what is sent; such a codec needs one seed for the round.
         structure: the structured update to train in place, or None.
         ring: the secure path's coder, or None.
+        has_fixed_size: whether every payload has exactly :meth:`max_bytes`; not where positions or symbols are coded.
     """
 
     def __init__(self, transforms: tuple[Transform, ...], coder: Coder) -> None:
@@ -71,6 +74,7 @@ class Codec:
         self.composes_with_secagg = all(s.composes_with_secagg for s in stages)
         self.structure = next((t for t in transforms if isinstance(t, RandomMask | LowRank)), None)
         self.ring = coder if isinstance(coder, Ring) else None
+        self.has_fixed_size = not any(isinstance(s, Uniform | TopK) for s in stages)
         self._is_exact = isinstance(coder, Exact)
         self._is_bare = self._is_exact and not transforms
         self._rescales = not isinstance(coder, Exact | Ring | Residues)  # a ring's step is absolute, and it clamps

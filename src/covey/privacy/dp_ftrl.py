@@ -32,29 +32,32 @@ class TreeNoise:
     It lives in memory only: whoever has it can take the noise away. After a restart a new tree begins, and is paid for.
     """
 
-    def __init__(self, noise: IntegerNoise, dim: int, source: Randomness) -> None:
+    def __init__(self, noise: IntegerNoise, dim: int) -> None:
         """Begin a tree before its first round; ``noise`` is that of one node, on each of ``dim`` coordinates."""
-        self._noise, self._dim, self._source = noise, dim, source
+        self._noise, self._dim = noise, dim
         self._forest: list[tuple[int, Floats]] = []
         self._before: Floats = np.zeros(dim)
         self.num_rounds = 0
 
-    def next_round(self) -> Floats:
-        """Return what the next round's sum gets: ``N_t - N_{t-1}``, float64, in integer units."""
-        level, node = 0, self._own()
+    def next_round(self, source: Randomness) -> Floats:
+        """Return what the next round's sum gets: ``N_t - N_{t-1}``, float64, in integer units.
+
+        The nodes that the round completes are drawn from ``source``.
+        """
+        level, node = 0, self._own(source)
         while self._forest and self._forest[-1][0] == level:
             _, left = self._forest.pop()
             level += 1
             own_weight = _own_weight(level)
-            node = own_weight * self._own() + (1 - own_weight) * (left + node)
+            node = own_weight * self._own(source) + (1 - own_weight) * (left + node)
         self._forest.append((level, node))
         now: Floats = sum((n for _, n in self._forest), np.zeros(self._dim))
         step, self._before = now - self._before, now
         self.num_rounds += 1
         return step
 
-    def _own(self) -> Floats:
-        return self._noise.draw(self._dim, self._source).astype(np.float64)
+    def _own(self, source: Randomness) -> Floats:
+        return self._noise.draw(self._dim, source).astype(np.float64)
 
 
 @lru_cache(maxsize=64)

@@ -1,6 +1,6 @@
 """Where noise comes from: a source of bytes that is an argument, and says whether anyone else could know its bytes."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from covey.types.errors import SeededNoiseError
 
-__all__ = ["AesCtr", "Randomness", "refuse_seeded"]
+__all__ = ["AesCtr", "NamedRandomness", "Randomness", "refuse_seeded"]
 
 _CHUNK_BYTES = 1 << 16
 _ZEROS = bytes(_CHUNK_BYTES)
@@ -28,6 +28,15 @@ class Randomness(Protocol):
 
     def fill(self, out: NDArray[np.uint64] | NDArray[np.uint32]) -> None:
         """Overwrite a contiguous array with random bits."""
+        ...
+
+
+@runtime_checkable
+class NamedRandomness(Randomness, Protocol):
+    """Seeded randomness whose streams have names: what was drawn can be drawn again. Of simulations only."""
+
+    def named(self, *labels: str | int) -> Randomness:
+        """Return the stream of this name, from its beginning. It is never private."""
         ...
 
 

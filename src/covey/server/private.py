@@ -18,7 +18,7 @@ from covey.privacy.adaptive import adapted_clip
 from covey.privacy.dp_ftrl import TreeNoise
 from covey.privacy.ledger import admission, encode_loss
 from covey.privacy.mechanism import Mechanism
-from covey.privacy.randomness import Randomness, refuse_seeded
+from covey.privacy.randomness import NamedRandomness, Randomness, refuse_seeded
 from covey.server.messages import public_seed
 from covey.server.opening import opened_units
 from covey.storage.interface import PrivacyCharge, Storage, TaskRecord
@@ -29,6 +29,8 @@ from covey.types.tensors import Tensors, TensorSpec, unflatten_tensors
 __all__ = ["PrivateSums"]
 
 _CLIP_STATE = "privacy.clip"
+_TREE_STATE = "privacy.tree_sums"
+"""How many sums a simulation's trees had: it draws their noise again. A deployment stores nothing of a tree."""
 
 
 class PrivateSums:
@@ -61,8 +63,9 @@ class PrivateSums:
         self.clip = self.mechanism.clip
         self._population, self._plan = record.population, record.plan
         self._manifest, self._source = manifest, source
+        self._named = source if simulated and isinstance(source, NamedRandomness) else None
         self._tree: TreeNoise | None = None
-        self._charged_rounds = 0  # of the present tree
+        self._num_tree_sums = 0  # of all trees; each has num_rounds of them
 
     def hyper(self, hyper: Mapping[str, float]) -> dict[str, float]:
         """Return the per-round values with this round's clip.
@@ -80,7 +83,7 @@ class PrivateSums:
         Args:
             storage: with the population's ledger.
             hyper: the settings' per-round values.
-            extra: what was stored with the last round; the clip is taken out of it.
+            extra: what was stored with the last round; the clip, and what a simulation keeps, are taken out of it.
 
         Returns:
             the rest of ``extra``, the algorithm's own.
@@ -89,19 +92,23 @@ class PrivateSums:
             BudgetExhaustedError: the population has spent what it may: there is nothing to begin.
             UsageError: the settings name a clip themselves.
         """
+        if self._named is not None and _TREE_STATE in extra:
+            self._draw_tree_again(int(extra[_TREE_STATE].item()))
         self.check_affordable(storage)
         self.hyper(hyper)
         if _CLIP_STATE in extra:
             # A former plan may have had other bounds, or an adapting clip where this one's is fixed.
             stored = float(extra[_CLIP_STATE].item())
             self.clip = min(max(stored, self.mechanism.clip_low), self.mechanism.clip_high)
-        return {k: v for k, v in extra.items() if k != _CLIP_STATE}
+        return {k: v for k, v in extra.items() if k not in (_CLIP_STATE, _TREE_STATE)}
 
     def state(self, extra: Tensors) -> Tensors:
-        """Return the algorithm's extra tensors with the clip of the next round."""
-        if not self.mechanism.adaptive:
-            return extra
-        return {**extra, _CLIP_STATE: np.array(self.clip, np.float64)}
+        """Return the algorithm's extra tensors with the clip of the next round, and what a simulation keeps."""
+        if self.mechanism.adaptive:
+            extra = {**extra, _CLIP_STATE: np.array(self.clip, np.float64)}
+        if self._named is not None and self.mechanism.kind == "tree":
+            extra = {**extra, _TREE_STATE: np.array(self._num_tree_sums, np.float64)}
+        return extra
 
     def check_affordable(self, storage: Storage) -> None:
         """Raise BudgetExhaustedError unless one more round of all phases may be opened."""
@@ -170,19 +177,14 @@ class PrivateSums:
 
     def _cost(self) -> tuple[Spent, ...]:
         """Return what the next sum costs: a tree is paid for whole, before its first sum."""
-        if self.mechanism.kind == "tree" and self._charged_rounds % self.mechanism.num_rounds:
+        if self.mechanism.kind == "tree" and self._num_tree_sums % self.mechanism.num_rounds:
             return ()
         return tuple(Spent(loss, 1) for loss in self.mechanism.losses(self._manifest.num_opened))
 
     def _noised(self, total: SegmentSum, plan: PhasePlan) -> dict[str, NDArray[np.float64]]:
         out = {s.name: total.integers(s.name).astype(np.float64) for s in plan.segments}
         if self.mechanism.kind == "tree":
-            dim = sum(s.num_summed for s in plan.segments)
-            if self._charged_rounds % self.mechanism.num_rounds == 0:
-                self._tree = TreeNoise(self.mechanism.noise(), dim, self._source)
-            self._charged_rounds += 1
-            assert self._tree is not None
-            noise, start = self._tree.next_round(), 0
+            noise, start = self._next_tree_noise(), 0
             for vector in out.values():
                 vector += noise[start : start + len(vector)]
                 start += len(vector)
@@ -192,6 +194,20 @@ class PrivateSums:
                 vector += sampler.draw(len(vector), self._source)
         assert all(math.isfinite(float(v.sum())) for v in out.values())
         return out
+
+    def _next_tree_noise(self) -> NDArray[np.float64]:
+        number, self._num_tree_sums = self._num_tree_sums, self._num_tree_sums + 1
+        if number % self.mechanism.num_rounds == 0:
+            dim = sum(s.num_summed for s in self._manifest.phases[0].segments)
+            self._tree = TreeNoise(self.mechanism.noise(), dim)
+        assert self._tree is not None
+        return self._tree.next_round(self._source if self._named is None else self._named.named("tree", number))
+
+    def _draw_tree_again(self, num_sums: int) -> None:
+        """Bring a simulation's tree where it was: the noise of the sums that it had is drawn once more."""
+        self._num_tree_sums = num_sums - num_sums % self.mechanism.num_rounds
+        while self._num_tree_sums < num_sums:
+            self._next_tree_noise()
 
 
 def _cut(vector: NDArray[np.float64], specs: tuple[TensorSpec, ...]) -> dict[str, NDArray[np.float64]]:

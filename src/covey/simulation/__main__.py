@@ -23,7 +23,7 @@ def main() -> None:
     while True:
         try:
             message = channel.recv()
-        except EOFError:
+        except (EOFError, OSError):  # the second where it left an answer unread
             return
         try:
             if isinstance(message, Setup):

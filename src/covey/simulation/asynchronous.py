@@ -123,9 +123,7 @@ class AsynchronousFederation:
             now_s=self._now_s,
             checkpoint=self.checkpoint,
             extra=encode_named(self._state.extra),
-            num_steps=self._fleet.num_steps,
-            traffic=dict(self._fleet.traffic),
-            plan_holders=self._fleet.plan_holders(),
+            fleet=self._fleet.state(),
             flights=tuple(sorted(self._flights)),
             versions=self._versions,
         )
@@ -152,7 +150,8 @@ class AsynchronousFederation:
                 self._pool.everywhere(OpenShard(attempt, 0, tokens))
                 opened = True
             for flight, ended in self._train(training, attempt):
-                bytes_down += self._fleet.told(flight.device, ended)
+                bytes_down += self._fleet.told(flight.device, 0, ended)
+                self._fleet.spent(flight.times, counted=not ended.code)
                 bytes_up += ended.bytes_up
                 counted, lost = counted + (not ended.code), lost + bool(ended.code)
             if lost > _MOST_LOST * self._rounds.goal or (counted == 0 and lost >= self._rounds.goal):
@@ -182,6 +181,8 @@ class AsynchronousFederation:
             flight = heapq.heappop(self._flights)
             self._now_s = max(self._now_s, flight.at_s)
             self._fleet.release([flight.device])
+            if flight.dropped:
+                self._fleet.spent(flight.times, counted=False)
             wave.append(flight)
             wanted -= not flight.dropped
         return wave
@@ -192,8 +193,8 @@ class AsynchronousFederation:
         while True:
             room = self._concurrency - len(self._flights)
             for device in self._fleet.draw(room, self._now_s, self._version, self._serial) if room else ():
-                ends = self._fleet.arrival(device, self._manifest.phases[0], self._serial, self._now_s)
-                flight = Flight(ends.at_s, self._serial, device, self._version, ends.dropped)
+                ends = self._fleet.arrival(device, 0, self._serial, self._now_s)
+                flight = Flight(ends.at_s, self._serial, device, self._version, ends.dropped, ends.times)
                 heapq.heappush(self._flights, flight)
                 self._serial += 1
             if self._flights:

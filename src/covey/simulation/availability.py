@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from covey.types.errors import UsageError
 from covey.types.rng import generator
 
-__all__ = ["Availability", "parse_availability"]
+__all__ = ["Availability", "Trace", "parse_availability"]
 
 Devices = NDArray[np.int64]
 

@@ -16,6 +16,7 @@ from covey.recipes.recipe import TRAINERS, Settings, load_recipe
 from covey.server.settings import RoundSettings
 from covey.simulation.federation import Federation, owner_key, public_bytes
 from covey.simulation.fleet import Fleet
+from covey.simulation.load import loads_of
 from covey.simulation.messages import Setup
 from covey.simulation.pool import WorkerPool
 from covey.simulation.population import DevicePopulation
@@ -115,7 +116,9 @@ def _timed(
 ) -> Measured:
     """Run rounds of one typical device each until the time is up; the first compiles and is timed alone."""
     sizes = sizes_of(dataset)
-    fleet = Fleet(sizes, DevicePopulation(), seed=seed, plan_bytes=len(prepared.plan_bytes))
+    fleet = Fleet(
+        sizes, DevicePopulation(), loads_of(prepared.plan.manifest), seed=seed, plan_bytes=len(prepared.plan_bytes)
+    )
     hyper = {"lr": settings.lr} if any(h.name == "lr" for h in prepared.plan.manifest.hyper) else {}
     federation = Federation(
         prepared.plan, prepared.plan_bytes, prepared.checkpoint, fleet, RoundSettings(1, 1.0, hyper=hyper), pool,

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from covey.simulation.report import RunReport
-from covey.simulation.target import target_round
+from covey.simulation.target import Crossing
 
 __all__ = ["ComparedRun", "common_target", "compare"]
 
@@ -17,12 +17,13 @@ class ComparedRun(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: how it is called here.
         algorithm: as it was asked for.
-        differs: the settings in which the runs differ, by name.
+        differs: the settings and options in which the runs differ, by name.
         best_accuracy: the best of its curve; None where it has none.
         rounds: how many were committed.
         target_round, target_bytes, target_s: what the target took, interpolated; None where it was not reached.
         bytes: moved in all.
         seconds: real time.
+        device_s: virtual seconds of the devices' sessions, by what they went to; see :class:`RunReport`.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ComparedRun(msgspec.Struct, frozen=True, kw_only=True):
     target_s: float | None
     bytes: int
     seconds: float
+    device_s: dict[str, float] = {}
 
 
 def common_target(reports: Sequence[RunReport]) -> float | None:
@@ -50,8 +52,9 @@ def compare(names: Sequence[str], reports: Sequence[RunReport], target: float | 
         reports: theirs.
         target: a fraction that all are held to, or None.
     """
-    settings = [{**r.settings, "seed": r.seed} for r in reports]
-    keys = [k for k in settings[0] if any(s.get(k) != settings[0].get(k) for s in settings)] if settings else []
+    settings = [{**r.settings, **r.options, "seed": r.seed} for r in reports]
+    names_of = dict.fromkeys(k for s in settings for k in s)
+    keys = [k for k in names_of if any(s.get(k) != settings[0].get(k) for s in settings)]
     return [
         _row(name, report, {k: own.get(k) for k in keys}, target)
         for name, report, own in zip(names, reports, settings, strict=True)
@@ -59,25 +62,17 @@ def compare(names: Sequence[str], reports: Sequence[RunReport], target: float | 
 
 
 def _row(name: str, report: RunReport, differs: dict[str, Any], target: float | None) -> ComparedRun:
-    total, points = 0, []
-    for row in report.rounds:
-        total += row.bytes_up + row.bytes_down
-        if row.accuracy is not None:
-            points.append((row.round, total, row.at_s, row.accuracy))
-    accuracies = [p[3] for p in points]
-
-    def crossing(axis: int) -> float | None:
-        return None if target is None else target_round([p[axis] for p in points], accuracies, target)
-
+    crossed = Crossing.of(report.rounds, target)
     return ComparedRun(
         name=name,
         algorithm=report.algorithm,
         differs=differs,
-        best_accuracy=max(accuracies, default=None),
+        best_accuracy=max((r.accuracy for r in report.rounds if r.accuracy is not None), default=None),
         rounds=len(report.rounds),
-        target_round=crossing(0),
-        target_bytes=crossing(1),
-        target_s=crossing(2),
-        bytes=total,
+        target_round=crossed.round,
+        target_bytes=crossed.num_bytes,
+        target_s=crossed.at_s,
+        bytes=sum(r.bytes_up + r.bytes_down for r in report.rounds),
         seconds=report.seconds,
+        device_s=report.device_s,
     )

@@ -4,7 +4,7 @@ from collections import Counter
 
 from covey.server.settings import RoundSettings
 from covey.simulation.messages import Ended
-from covey.types.errors import BudgetExhaustedError, TrainingError
+from covey.types.errors import BudgetExhaustedError, CoveyError, TrainingError
 from covey.wire.messages import RoundSummary
 
 __all__ = ["DROPPED", "Failures"]
@@ -39,6 +39,18 @@ class Failures:
         if ended.code and ended.code != DROPPED:
             self._failed.append(ended)
 
+    def paused(self, summary: RoundSummary) -> CoveyError:
+        """Return why no round will begin any more: the server paused the task after the row ``summary``."""
+        where = f"round {summary.round}"
+        if summary.reason == BudgetExhaustedError.code:
+            return _spent(where)
+        return TrainingError(
+            where,
+            expected="a training that goes on",
+            got=f"one that the server paused ({summary.reason})",
+            hint=f"see docs/errors.md for {summary.reason}",
+        )
+
     def check(self, summary: RoundSummary, abandoned: int) -> None:
         """Raise what explains an abandoned round, the ``abandoned``-th in a row; nothing if another try may do.
 
@@ -48,12 +60,7 @@ class Failures:
         """
         where = f"round {summary.round}"
         if summary.reason == BudgetExhaustedError.code:
-            raise BudgetExhaustedError(
-                where,
-                expected="a budget that allows one more sum",
-                got="a population that has spent it",
-                hint="abandoned rounds are charged too once their sum was opened: a larger budget, or more noise",
-            )
+            raise _spent(where)
         if self._failed and not (self._lenient and abandoned < _MOST_FAILURES):
             code, count = Counter(f.code for f in self._failed).most_common(1)[0]
             cause = next(f.message for f in self._failed if f.code == code)
@@ -77,3 +84,12 @@ class Failures:
                 got=f"{abandoned} abandoned rounds in a row ({summary.reason})",
                 hint="lower the dropout, select more devices than the round needs, or give them more time",
             )
+
+
+def _spent(where: str) -> BudgetExhaustedError:
+    return BudgetExhaustedError(
+        where,
+        expected="a budget that allows one more sum",
+        got="a population that has spent it",
+        hint="abandoned rounds are charged too once their sum was opened: a larger budget, or more noise",
+    )

@@ -112,12 +112,13 @@ class Federation:
         self._on_session = on_session
         self._clock = VirtualClock(before.now_s if before else 0.0)
         self._attempts = before.attempts if before else 0
+        self._seen = 0
         self._noise = RoundNoise(seed)
         self._coordinator = Coordinator(
             POPULATION, self.storage, new_token=self._token, noise=self._noise, simulated=True
         )
-        self._rest = Rest.of(plan.manifest.privacy.noise)
-        self._rest.awake((), self._coordinator.round)
+        self._rest = before.rest.copy() if before else Rest.of(plan.manifest.privacy.noise)
+        fleet.hold(self._rest.absent())
         self._engine = _engine(rounds, self._coordinator)
         self._waiting: list[int] = []
         self._polls = 0
@@ -149,32 +150,35 @@ class Federation:
             now_s=self._clock.now_s(),
             checkpoint=self.checkpoint,
             extra=self.storage.blob(record.extra) if record.extra else b"",
-            num_steps=self._fleet.num_steps,
-            traffic=dict(self._fleet.traffic),
-            plan_holders=self._fleet.plan_holders(),
+            fleet=self._fleet.state(),
             charges=self.storage.privacy_charges(POPULATION),
+            rest=self._rest.copy(),
         )
 
     def next_round(self) -> RoundSummary:
         """Run until a round is committed, and return it. ``seconds`` in it are virtual.
 
         Raises:
-            TrainingError: devices failed, so that too few were left, or round after round was abandoned.
+            TrainingError: devices failed, so that too few were left, round after round was abandoned, or the server
+                paused the training.
             BudgetExhaustedError: the population may open no further sum.
         """
         abandoned = 0
         while True:
-            seen = len(self.storage.rounds(POPULATION))
+            # Rows of before as well: with a commit the server may have found that no further round can begin.
+            for summary in self.storage.rounds(POPULATION, after=self._seen):
+                self._seen += 1
+                if summary.status == "committed":
+                    return summary
+                abandoned += 1
+                self._failures.check(summary, abandoned)
+            if self._coordinator.state is CoordinatorState.PAUSED:
+                raise self._failures.paused(self.storage.rounds(POPULATION)[-1])
             self._noise.begin(self._coordinator.round, self._attempts)
             if self._assigned:
                 self._run_cohort()
             else:
                 self._gather()
-            for summary in self.storage.rounds(POPULATION, after=seen):
-                if summary.status == "committed":
-                    return summary
-                abandoned += 1
-                self._failures.check(summary, abandoned)
 
     def _gather(self) -> None:
         """Let devices check in that a round waits for; else let time pass."""
@@ -212,20 +216,24 @@ class Federation:
         names = frozenset(r.sha256 for r in refs)
         self._pool.everywhere(Blobs({n: self.storage.blob(n) for n in names - self._known}, names))
         self._known = names
-        sessions, phase = dict(assigned), self._manifest.phases[offer.phase]
-        arrivals = [self._fleet.arrival(d, phase, self._attempts, self._clock.now_s()) for d in sessions]
-        due_s = self._clock.now_s() + self._rounds.report_timeout_s
+        sessions, began_s = dict(assigned), self._clock.now_s()
+        arrivals = [self._fleet.arrival(d, offer.phase, self._attempts, began_s) for d in sessions]
+        due_s = began_s + self._rounds.report_timeout_s
         waiting = sorted((a for a in arrivals if a.at_s < due_s), key=lambda a: (a.at_s, a.device))
-        counted = 0
+        counted: set[int] = set()
         while waiting and self._shard is shard:
-            wave = _first(waiting, self._rounds.goal - counted)
+            wave = _first(waiting, self._rounds.goal - len(counted))
             waiting = waiting[len(wave) :]
             ended = self._train(wave, sessions, len(assigned) - len(waiting) - len(wave))
             for arrival in wave:
-                counted += not ended[arrival.device].code
+                if not ended[arrival.device].code:
+                    counted.add(arrival.device)
                 self._advance_to(arrival.at_s)
                 if self._shard is shard:
-                    self._tell(shard.attempt, arrival.device, ended[arrival.device])
+                    self._tell(shard, arrival.device, ended[arrival.device])
+        closed_s = due_s if self._shard is shard else self._clock.now_s()
+        for a in arrivals:
+            self._fleet.spent(a.times, counted=a.device in counted, until_s=closed_s - began_s)
 
     def _train(self, wave: list[Arrival], sessions: dict[int, Assignment], done: int) -> dict[int, Ended]:
         """Run sessions on the workers, the longest first so that none is left for the end."""
@@ -239,10 +247,10 @@ class Federation:
             self._on_session(done + finished, total)
         return ended
 
-    def _tell(self, attempt: str, device: int, ended: Ended) -> None:
-        to = coordinator_address(POPULATION)
+    def _tell(self, shard: OpenShard, device: int, ended: Ended) -> None:
+        to, attempt = coordinator_address(POPULATION), shard.attempt
         self._failures.note(ended)
-        self._route([Envelope(to, BytesServed(self._fleet.told(device, ended)))])
+        self._route([Envelope(to, BytesServed(self._fleet.told(device, shard.phase, ended)))])
         self._route([Envelope(to, Lost(attempt, ended.code) if ended.code else Counted(attempt, ended.bytes_up))])
 
     def _advance_to(self, at_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Noise of a simulation's server: seeded for each round, so that a resumed run draws what the first would have."""
+"""Noise of a simulation's server: seeded by name, so that a resumed run draws what the first would have."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,10 @@ __all__ = ["RoundNoise"]
 
 
 class RoundNoise:
-    """A source of randomness that begins anew with every attempt at a round; never private."""
+    """A source of randomness that begins anew with every attempt at a round; never private.
+
+    Noise that spans rounds (a tree's) is drawn from streams of other names.
+    """
 
     private = False
 
@@ -23,7 +26,11 @@ class RoundNoise:
         """Take the stream of an attempt, unless it is the one at hand."""
         if self._now != (round_number, attempt):
             self._now = (round_number, attempt)
-            self._stream = AesCtr(derive_seed(self._seed, "server noise", *self._now), private=False)
+            self._stream = self.named(*self._now)
+
+    def named(self, *labels: str | int) -> AesCtr:
+        """See :class:`covey.privacy.randomness.NamedRandomness`."""
+        return AesCtr(derive_seed(self._seed, "server noise", *labels), private=False)
 
     def fill(self, out: NDArray[np.uint64] | NDArray[np.uint32]) -> None:
         """See :class:`covey.privacy.randomness.Randomness`."""

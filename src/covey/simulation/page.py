@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from covey.simulation.comparison import ComparedRun
-from covey.simulation.plots import Curve, curves, device_histogram, require_plots, traffic_bars
-from covey.simulation.report import RunReport
+from covey.simulation.plots import Curve, curves, device_histogram, require_plots, time_bars, traffic_bars
+from covey.simulation.report import RunReport, time_shares
 
 __all__ = ["comparison_page", "require_plots", "run_page"]
 
@@ -22,11 +22,11 @@ h1{font-size:1.5rem;margin:0 0 .2rem}h2{font-size:1.05rem;margin:0 0 .6rem}
 .sub{color:var(--muted);margin:0 0 1.4rem}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(125px,1fr));gap:.7rem;margin:0 0 1.2rem}
 .fact,section{background:var(--card);border:1px solid var(--grid);border-radius:8px}
-.fact{padding:.6rem .9rem}
-.fact b{display:block;font-size:1.2rem;font-weight:600;white-space:nowrap;font-variant-numeric:tabular-nums}
+.fact{padding:.6rem .8rem}
+.fact b{display:block;font-size:1.1rem;font-weight:600;white-space:nowrap;font-variant-numeric:tabular-nums}
 .fact span{color:var(--muted);font-size:.85rem}
 section{padding:1rem 1.1rem;margin:0 0 1.2rem;overflow-x:auto}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:1.2rem}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(340px,1fr));gap:0 1.2rem}
 svg{width:100%;height:auto;display:block}svg text{font-family:inherit!important}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid var(--grid);vertical-align:top}
@@ -34,6 +34,10 @@ th{color:var(--muted);font-weight:500}td.n,th.n{text-align:right}
 .note{color:var(--muted);font-size:.88rem;margin:.7rem 0 0}.warn{border-left:4px solid var(--s1)}
 i.key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.5em}
 """
+
+
+_TIME = """Virtual time of all sessions, summed over devices. Waiting: from a device's report to the close of its round.
+Lost: sessions that were not counted."""
 
 
 def run_page(report: RunReport) -> str:
@@ -54,11 +58,15 @@ def run_page(report: RunReport) -> str:
     if report.traffic:
         note = "Payloads of all sessions that were run; a plan is downloaded once, a checkpoint in every session."
         pair.append(_section("Where the bytes went", traffic_bars(report.traffic), note))
-    parts.append(f'<div class="pair">{"".join(pair)}</div>')
+    if shares := time_shares(report.device_s):
+        pair.append(_section("Where the devices' time went", time_bars({report.algorithm: shares}), _TIME))
+    pair += [_pairs("Made with", _made(report)), _pairs("Settings", report.settings)]
+    if report.options:
+        pair.append(_pairs("Devices and rounds", report.options))
     if report.privacy is not None:
         lines = "".join(f"<li>{_text(line)}</li>" for line in report.privacy.assumptions)
         parts.append(_section("Privacy", f"<p>{_text(report.privacy.headline)}</p><ul>{lines}</ul>"))
-    parts.append(f'<div class="pair">{_pairs("Settings", report.settings)}{_pairs("Made with", _made(report))}</div>')
+    parts.append(f'<div class="pair">{"".join(pair)}</div>')
     subtitle = f"{report.algorithm}, seed {report.seed}, mode {report.mode}"
     return _page(f"{report.recipe}: a simulated federation", subtitle, parts)
 
@@ -72,8 +80,11 @@ def comparison_page(runs: Sequence[ComparedRun], reports: Sequence[RunReport], t
     require_plots()
     picture = curves([Curve.of(run.name, r) for run, r in zip(runs, reports, strict=True)], target)
     held = "no common target" if target is None else f"target {100 * target:.3g} %"
-    recipes = ", ".join(sorted({r.recipe for r in reports}))
+    shares = {run.name: s for run in runs if (s := time_shares(run.device_s))}
     parts = [f"<section>{picture}</section>", _section("Side by side", _comparison_table(runs, target))]
+    if shares:
+        parts.append(_section("Where the devices' time went", time_bars(shares, width=11.0), _TIME))
+    recipes = ", ".join(sorted({r.recipe for r in reports}))
     return _page(f"{recipes}: {len(runs)} runs", held, parts)
 
 

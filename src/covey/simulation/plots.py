@@ -12,7 +12,7 @@ from typing import Any
 from covey.simulation.report import RunReport
 from covey.types.errors import MissingExtraError
 
-__all__ = ["Curve", "curves", "device_histogram", "require_plots", "traffic_bars"]
+__all__ = ["Curve", "curves", "device_histogram", "require_plots", "time_bars", "traffic_bars"]
 
 NUM_COLOURS = 8
 """So many series have colours of their own; further ones begin again, with dashes."""
@@ -105,7 +105,8 @@ def curves(runs: Sequence[Curve], target: float | None = None) -> str:
                 axis.plot([v / scale for v in values(c)], c.accuracy, **_line(i, c.label, len(c.rounds)))
             if target is not None:
                 axis.axhline(target, color=_MUTED, linewidth=1.0, linestyle=(0, (2, 3)))
-                axis.annotate("target", (0.01, target), xycoords=("axes fraction", "data"), va="bottom", color=_MUTED)
+                where: Any = ("axes fraction", "data")  # on the right: the title is on the left
+                axis.annotate("target", (0.99, target), xycoords=where, ha="right", va="bottom", color=_MUTED)
         last = axes.flat[3]
         last.set_title("Held-out loss by round")
         last.set_xlabel("round")
@@ -146,6 +147,35 @@ def traffic_bars(traffic: Mapping[str, int]) -> str:
         axis.margins(x=0.12)
         axis.set_xlabel(unit)
         return _inline(figure, "traffic")
+
+
+_SPENT = {
+    "training": _SERIES[2],
+    "download": _SERIES[1],
+    "upload": _SERIES[0],
+    "waiting": _SERIES[4],
+    "lost": _SERIES[7],
+}
+
+
+def time_bars(shares: Mapping[str, Mapping[str, float]], width: float = 5.4) -> str:
+    """Return where the devices' time went: for each run, by name, one bar of the shares of its kinds."""
+    names = list(shares)[::-1]
+    with _styled({"axes.grid.axis": "x"}) as make:
+        figure = make(width, 1.1 + 0.3 * len(names))
+        axis = figure.subplots()
+        begin = [0.0] * len(names)
+        for kind, colour in _SPENT.items():
+            widths = [shares[n].get(kind, 0.0) for n in names]
+            if any(widths):
+                axis.barh(names, widths, left=begin, color=colour, height=0.7, label=kind)
+                begin = [b + w for b, w in zip(begin, widths, strict=True)]
+        axis.set_xlim(0.0, 1.0)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        if len(names) == 1:
+            axis.set_yticks([])
+        figure.legend(loc="outside lower center", ncols=len(_SPENT), columnspacing=1.0, handlelength=1.0)
+        return _inline(figure, "time")
 
 
 class _styled:

@@ -141,6 +141,7 @@ class WorkerPool:
                 env=worker_environment(),
                 pass_fds=[theirs.fileno(), memory],
                 stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is the parent's: a worker that starts does not know yet to ignore it
             )
         finally:
             theirs.close()

@@ -9,7 +9,7 @@ import msgspec
 
 from covey.privacy.guarantee import Guarantee
 
-__all__ = ["RoundRow", "RunReport", "accuracy_and_loss", "versions"]
+__all__ = ["RoundRow", "RunReport", "accuracy_and_loss", "time_shares", "versions"]
 
 
 class RoundRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +40,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
         algorithm: the plan's.
         seed: of the run.
         mode: ``plain`` or ``secure``.
-        settings: what the run was asked for.
+        settings: how it was trained.
+        options: what else decides a run: how devices behave, over-selection, the deadline, privacy.
         versions: of Python and the packages that compute.
         plan: SHA-256 of the plan.
         checkpoint: SHA-256 of the last parameters: two runs are the same bits where these are equal.
@@ -53,6 +54,9 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
         bytes_down: of all rounds.
         target_bytes: bytes up and down until then, interpolated; target_s: virtual seconds.
         traffic: what the bytes were: ``up: model``, ``down: plan`` and so on.
+        device_s: what the time of all sessions went to, in virtual seconds, summed over devices: ``download``,
+            ``training`` and ``upload`` of those that were counted, ``waiting`` from their reports to the close of
+            their rounds, and ``lost``: sessions that were not counted, to their end or to the close.
         device_accuracy: of the last model on single devices' own examples; empty unless it was asked for.
         device_examples: which those were: ``held out`` or ``training``.
         stopped: why the run ended early, where it was told to go on although training diverged; empty: it did not.
@@ -78,9 +82,19 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     target_bytes: float | None = None
     target_s: float | None = None
     traffic: dict[str, int] = {}
+    options: dict[str, Any] = {}
+    device_s: dict[str, float] = {}
     device_accuracy: list[float] = []
     device_examples: str = ""
     stopped: str = ""
+
+
+def time_shares(device_s: Mapping[str, float]) -> dict[str, float]:
+    """Return which part of the devices' time went where, by kind; nothing where all of it was training."""
+    total = sum(device_s.values())
+    if total <= device_s.get("training", 0.0):
+        return {}
+    return {kind: seconds / total for kind, seconds in device_s.items()}
 
 
 def accuracy_and_loss(sums: Mapping[str, float]) -> tuple[float | None, float | None]:

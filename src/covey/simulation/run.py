@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 import msgspec
 
 from covey.algorithms.registry import parse_algorithm
+from covey.compression.checkpoint import download_spec
+from covey.compression.codec import codec_named
 from covey.data.dataset import FederatedDataset, sizes_of
 from covey.plans.manifest import PrivacyTerms
 from covey.privacy.guarantee import Guarantee
@@ -23,17 +26,18 @@ from covey.simulation.divergence import Watch
 from covey.simulation.evaluation import Evaluation
 from covey.simulation.federation import Federation, owner_key, public_bytes
 from covey.simulation.fleet import Fleet
+from covey.simulation.load import loads_of
 from covey.simulation.messages import Setup
 from covey.simulation.pool import WorkerPool, available_cores
 from covey.simulation.population import DevicePopulation
 from covey.simulation.promise import Promise, promised
 from covey.simulation.report import RoundRow, RunReport, versions
 from covey.simulation.rundir import RunConfig, RunDir
-from covey.simulation.target import target_round
-from covey.types.errors import ResumeError, TrainingError, UsageError
+from covey.simulation.target import Crossing
+from covey.types.errors import TrainingError, UsageError
 from covey.types.tensors import sha256_hex
 
-__all__ = ["Progress", "SimulationOptions", "simulate"]
+__all__ = ["Progress", "SimulationOptions", "check_asked", "simulate"]
 
 _MOST_ROUNDS_TO_TARGET = 2000
 _DEFAULT_ROUNDS = 10
@@ -164,9 +168,7 @@ def simulate(
             progress.starting(len(run.dataset.client_ids), num_workers, run.prepared)
             evaluation = Evaluation(pool, run.dataset, run.prepared.plan.manifest.eval_batch_size)
             pool.ready()
-            fleet = Fleet(
-                sizes_of(run.dataset), options.population, seed=options.seed, plan_bytes=len(run.prepared.plan_bytes)
-            )
+            fleet = _fleet(run)
             federation = _federation(run, fleet, pool, run_dir, progress)
             stopped = _play(run, federation, evaluation, run_dir, progress, started_s)
             report = _report(run, federation, fleet, evaluation, run_dir, stopped, started_s)
@@ -175,7 +177,7 @@ def simulate(
 
 
 def _prepared(recipe: Recipe, source: str, settings: Settings, options: SimulationOptions, progress: Progress) -> _Run:
-    parse_algorithm(settings.algorithm)
+    check_asked(settings, options)
     dataset = recipe.data(settings, options.seed)
     num_devices = len(dataset.client_ids)
     rounds = _rounds(settings, options, num_devices)
@@ -188,11 +190,6 @@ def _prepared(recipe: Recipe, source: str, settings: Settings, options: Simulati
     prepared, promise = promised(prepared, options.privacy, rounds, options.last, num_devices)
     if promise is not None:
         progress.promised(promise.before())
-        if options.resume and promise.mechanism.kind == "tree":
-            raise ResumeError(
-                f"--resume {options.out}", expected="noise that is drawn anew each round", got="noise of a tree",
-                hint="a tree's nodes live in memory only: run it in one piece",
-            )  # fmt: skip
     if any(h.name == "lr" for h in prepared.plan.manifest.hyper):
         rounds = dataclasses.replace(rounds, hyper={"lr": settings.lr})
     return _Run(source, settings, options, dataset, rounds, prepared, promise)
@@ -222,6 +219,11 @@ def _keeps_state(prepared: Prepared) -> bool:
     return any(p.kept for p in prepared.plan.manifest.phases)
 
 
+def _fleet(run: _Run) -> Fleet:
+    plan_bytes, loads = len(run.prepared.plan_bytes), loads_of(run.prepared.plan.manifest)
+    return Fleet(sizes_of(run.dataset), run.options.population, loads, seed=run.options.seed, plan_bytes=plan_bytes)
+
+
 def _federation(run: _Run, fleet: Fleet, pool: WorkerPool, run_dir: RunDir, progress: Progress) -> AnyFederation:
     prepared, options = run.prepared, run.options
     common: dict[str, Any] = {
@@ -231,8 +233,7 @@ def _federation(run: _Run, fleet: Fleet, pool: WorkerPool, run_dir: RunDir, prog
         "lenient": options.allow_divergence,
     }
     if run_dir.snapshot is not None:
-        before = run_dir.snapshot
-        fleet.restore(before.plan_holders, before.num_steps, before.traffic)
+        fleet.restore(run_dir.snapshot.fleet)
     where = (prepared.plan, prepared.plan_bytes, prepared.checkpoint, fleet, run.rounds, pool)
     choice = parse_algorithm(run.settings.algorithm)
     if choice.name != "fedbuff":
@@ -305,12 +306,14 @@ def _report(
     if options.device_accuracy:
         by_device = evaluation.by_device(federation.checkpoint, options.seed)
     spent_s = run_dir.snapshot.seconds if run_dir.snapshot else 0.0
+    crossed = Crossing.of(rows, options.target)
     return RunReport(
         recipe=run.source,
         algorithm=run.settings.algorithm,
         seed=options.seed,
         mode=run.prepared.plan.manifest.privacy.mode,
         settings=dataclasses.asdict(run.settings),
+        options=options.deciding(),
         versions=versions(),
         plan=run.prepared.plan.hash,
         checkpoint=sha256_hex(federation.checkpoint),
@@ -322,29 +325,14 @@ def _report(
         bytes_down=sum(r.bytes_down for r in rows),
         privacy=None if run.promise is None else run.promise.after(federation.storage),
         traffic=dict(sorted(fleet.traffic.items())),
+        device_s=dict(fleet.device_s),
         device_accuracy=by_device[0],
         device_examples=by_device[1],
         stopped=stopped,
-        **_crossings(rows, options.target),
+        target_round=crossed.round,
+        target_bytes=crossed.num_bytes,
+        target_s=crossed.at_s,
     )
-
-
-def _crossings(rows: list[RoundRow], target: float | None) -> dict[str, float | None]:
-    """Return where the curve crosses the target, against rounds, bytes and virtual time."""
-    if target is None:
-        return {"target_round": None}
-    num_bytes, totals = 0.0, []
-    for row in rows:
-        num_bytes += row.bytes_up + row.bytes_down
-        totals.append(num_bytes)
-    points = [(r.round, total, r.at_s, r.accuracy) for r, total in zip(rows, totals, strict=True)]
-    curve = [p for p in points if p[3] is not None]
-    accuracies = [p[3] for p in curve if p[3] is not None]
-    return {
-        "target_round": target_round([p[0] for p in curve], accuracies, target),
-        "target_bytes": target_round([p[1] for p in curve], accuracies, target),
-        "target_s": target_round([p[2] for p in curve], accuracies, target),
-    }
 
 
 def _built_with(recipe: Recipe, settings: Settings) -> Settings:
@@ -358,12 +346,19 @@ def _built_with(recipe: Recipe, settings: Settings) -> Settings:
     return settings
 
 
-def _rounds(settings: Settings, options: SimulationOptions, num_devices: int) -> RoundSettings:
+def check_asked(settings: Settings, options: SimulationOptions) -> None:
+    """Refuse what cannot work with any data, before anything is read or built.
+
+    Raises:
+        UsageError: a value, an algorithm or a spec that cannot be.
+        MissingExtraError: a codec whose package is not installed.
+    """
     checks: list[tuple[bool, str, str, Any]] = [
         (options.last >= 1, "--rounds", "at least 1", options.rounds),
         (settings.cohort >= 1, "--cohort", "at least 1", settings.cohort),
         (options.workers is None or options.workers >= 1, "--workers", "at least 1", options.workers),
         (options.eval_every >= 1, "--eval-every", "at least 1", options.eval_every),
+        (1 <= options.over_selection < math.inf, "--over-selection", "at least 1", options.over_selection),
         (options.report_timeout_s > 0, "--report-timeout", "above 0", options.report_timeout_s),
         (settings.lr > 0, "--lr", "above 0", settings.lr),
         (0 < settings.lr_decay <= 1, "--lr-decay", "above 0, at most 1", settings.lr_decay),
@@ -375,6 +370,12 @@ def _rounds(settings: Settings, options: SimulationOptions, num_devices: int) ->
     for ok, flag, expected, got in checks:
         if not ok:
             raise UsageError(flag, expected=expected, got=str(got))
+    parse_algorithm(settings.algorithm)
+    codec_named(settings.compression)
+    download_spec(settings.download)
+
+
+def _rounds(settings: Settings, options: SimulationOptions, num_devices: int) -> RoundSettings:
     rounds = RoundSettings(
         goal=settings.cohort,
         over_selection=options.over_selection,

@@ -196,7 +196,10 @@ def read_config(folder: Path) -> RunConfig:
         return msgspec.json.decode((folder / "config.json").read_bytes(), type=RunConfig)
     except (OSError, msgspec.MsgspecError) as e:
         raise ResumeError(
-            f"run {folder}", expected="a folder that covey simulate --out wrote", got="none", hint="check the path"
+            f"run {folder}",
+            expected="a folder that covey simulate --out wrote",
+            got="a folder with runs in it" if (several := any(folder.glob("*/config.json"))) else "none",
+            hint=f"name the runs: {folder}/*" if several else "check the path",
         ) from e
 
 

@@ -4,6 +4,9 @@ import msgspec
 
 from covey.server.settings import TaskSettings, encode_settings
 from covey.server.tasks import TRAIN, TaskState
+from covey.simulation.fleet import FleetState
+from covey.simulation.population import SessionTimes
+from covey.simulation.rest import Rest
 from covey.storage.interface import PopulationRecord, PrivacyCharge, Storage, TaskRecord
 
 __all__ = ["Flight", "Snapshot", "resume_population"]
@@ -18,6 +21,7 @@ class Flight(msgspec.Struct, frozen=True, order=True, array_like=True):
         device: whose it is.
         version: how many moves the model had made when it began.
         dropped: whether the device gives up.
+        times: what it takes.
     """
 
     at_s: float
@@ -25,6 +29,7 @@ class Flight(msgspec.Struct, frozen=True, order=True, array_like=True):
     device: int
     version: int
     dropped: bool
+    times: SessionTimes = SessionTimes()
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,10 +42,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         now_s: the virtual time.
         checkpoint: the parameters, packed.
         extra: what else the algorithm carries, encoded with names.
-        num_steps: local steps so far.
-        traffic: bytes so far, by kind.
-        plan_holders: one bit for each device.
+        fleet: what was counted of the devices.
         charges: of the privacy ledger.
+        rest: who may not check in, under noise of a tree.
         flights: sessions under way, in asynchronous aggregation.
         versions: the checkpoints that they began from, by their number.
         seconds: real time so far.
@@ -52,10 +56,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     now_s: float
     checkpoint: bytes
     extra: bytes
-    num_steps: int
-    traffic: dict[str, int]
-    plan_holders: bytes
+    fleet: FleetState
     charges: tuple[PrivacyCharge, ...] = ()
+    rest: Rest = msgspec.field(default_factory=Rest)
     flights: tuple[Flight, ...] = ()
     versions: dict[int, bytes] = {}
     seconds: float = 0.0

@@ -7,8 +7,36 @@ points forming the curve."
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-__all__ = ["monotone", "target_round"]
+from covey.simulation.report import RoundRow
+
+__all__ = ["Crossing", "monotone", "target_round"]
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """Where a run's curve crosses a target: by round, by bytes up and down until then, and by virtual time.
+
+    All three are None where it does not, or where there is no target.
+    """
+
+    round: float | None = None
+    num_bytes: float | None = None
+    at_s: float | None = None
+
+    @classmethod
+    def of(cls, rows: Sequence[RoundRow], target: float | None) -> "Crossing":
+        """Return it for the committed rounds of a run."""
+        if target is None:
+            return cls()
+        total, points, accuracies = 0, list[tuple[float, ...]](), list[float]()
+        for row in rows:
+            total += row.bytes_up + row.bytes_down
+            if row.accuracy is not None:
+                points.append((row.round, total, row.at_s))
+                accuracies.append(row.accuracy)
+        return cls(*(target_round([p[axis] for p in points], accuracies, target) for axis in range(3)))
 
 
 def monotone(accuracies: Sequence[float]) -> list[float]:
