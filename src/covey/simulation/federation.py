@@ -226,11 +226,11 @@ class Federation:
             waiting = waiting[len(wave) :]
             ended = self._train(wave, sessions, len(assigned) - len(waiting) - len(wave))
             for arrival in wave:
-                if not ended[arrival.device].code:
-                    counted.add(arrival.device)
                 self._advance_to(arrival.at_s)
                 if self._shard is shard:
                     self._tell(shard, arrival.device, ended[arrival.device])
+                    if not ended[arrival.device].code:
+                        counted.add(arrival.device)
         closed_s = due_s if self._shard is shard else self._clock.now_s()
         for a in arrivals:
             self._fleet.spent(a.times, counted=a.device in counted, until_s=closed_s - began_s)
