@@ -376,7 +376,7 @@ def test_a_compressed_update_is_undone_with_its_sessions_seed(spec):
         assert isinstance(answer, UpdateFormatError)
         assert bits(role._shards["a"].total) == before
         del role._shards["a"].ended["s2"]  # the next damage gets a hearing of its own
-        role._shards["a"].open.add("s2")
+        role.receive(OpenShard("a", 0, ("s2",)), 0.0)
     codec = codec_named(spec)
     seed = segment_seed(codec, round_seed=public_seed("a"), session="s1", segment="model")
     decoded = codec.decode(codec.encode(parts.values()["model"], seed, AesCtr(bytes(32), private=False)), 8, seed)

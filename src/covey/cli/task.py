@@ -13,7 +13,7 @@ from covey.cli.output import print_table, write_json
 from covey.types.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from covey.wire.messages import TaskStatus
+    from covey.wire.administration import TaskStatus
 
 __all__ = ["command"]
 
@@ -59,7 +59,8 @@ def create(
     **where: Any,
 ) -> None:
     """Send a signed plan to the server and create a task of it."""
-    from covey.wire.messages import BlobRef, TaskStatus, TaskWanted
+    from covey.wire.administration import TaskStatus, TaskWanted
+    from covey.wire.messages import BlobRef
 
     rounds = {**_pairs("--set", values), "max_rounds": max_rounds, "hyper": _pairs("--hyper", hyper)}
     if goal is not None:
@@ -143,7 +144,7 @@ def rollback(name: str, number: int, as_json: bool, **where: Any) -> None:
 def _change(name: str, action: str, as_json: bool, where: dict[str, Any], number: int = 0) -> None:
     from urllib.parse import quote
 
-    from covey.wire.messages import TaskChange, TaskStatus
+    from covey.wire.administration import TaskChange, TaskStatus
 
     with connected(**where) as client:
         change = TaskChange(action=action, round=number)
