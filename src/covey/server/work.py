@@ -113,6 +113,9 @@ class Training:
             CompressionSpecError: a plan whose checkpoints cannot be encoded.
             PrivacyError: noise that cannot be; BudgetExhaustedError where the population has spent what it may.
         """
+        self._algorithm = server_half(manifest.algorithm.name, manifest.algorithm.settings)
+        if self._algorithm.asynchronous:
+            check_asynchronous(task.settings.round, manifest)
         check_settings(task.settings.round, manifest)
         check_schedule(task.settings)
         download_num_bytes(manifest.download, manifest.params)
@@ -120,9 +123,6 @@ class Training:
         self.manifest = manifest
         self.plan = plan_ref(task, storage)
         self._storage = storage
-        self._algorithm = server_half(manifest.algorithm.name, manifest.algorithm.settings)
-        if self._algorithm.asynchronous:
-            check_asynchronous(task.settings.round, manifest)
         self._record = _population(task, storage)
         packed = storage.blob(self._record.checkpoint)
         params = _unpack_model(task, manifest, packed)
