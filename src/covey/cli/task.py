@@ -9,7 +9,7 @@ import click
 
 from covey.cli.admin import admin_options, connected
 from covey.cli.options import file_path, read_file
-from covey.cli.output import print_table, write_json
+from covey.cli.output import print_buffers, print_table, write_json
 from covey.types.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def show(name: str, as_json: bool, **where: Any) -> None:
 @_NAME
 @admin_options
 def pause(name: str, as_json: bool, **where: Any) -> None:
-    """Begin no more rounds; one whose devices train already is let end."""
+    """Begin no more rounds; one whose devices train already is let end, and a buffer is set aside."""
     _change(name, "pause", as_json, where)
 
 
@@ -158,6 +158,7 @@ def _show(tasks: "list[TaskStatus]", as_json: bool, *, alone: bool = False) -> N
     rows = [("task", "kind", "state", "rounds", "mode", "min cohort", "plan")]
     rows += [(t.task, t.kind, t.state, _rounds(t), t.mode, str(t.min_cohort), t.plan[:12]) for t in tasks]
     print_table(rows, right=(3, 5))
+    print_buffers(tasks)
     if alone:
         for key, value in _flat(tasks[0].settings).items():
             click.echo(f"    {key} = {value}")
