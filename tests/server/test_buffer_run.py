@@ -1,6 +1,7 @@
 """Asynchronous aggregation over TLS: `covey serve` in a process of its own, and real devices of different speed."""
 
 import contextlib
+import random
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from covey.device.ledger import Ledger
 from covey.device.trainer import OnnxTrainer, TrainingStopped
 from covey.device.transport import HttpTransport
 from covey.server.aggregator import body_limits
+from covey.storage.sqlite import SqliteStorage
 from covey.types.segments import HEADER
 from covey.types.tensors import unpack_tensors
 from covey.wire.framing import decode_update
@@ -238,3 +240,26 @@ def test_a_killed_server_loses_its_open_buffer_and_nothing_else(directory, tmp_p
             assert two.run().counted == 1
             parts.wait_until(lambda: status(again, directory).round == 2)
             assert status(again, directory).rounds[-1].reported == 2
+
+
+def test_killed_at_random_instants_it_stands_at_its_last_commit(directory):
+    chance, last = random.Random(), 0
+    for _ in range(2):
+        with parts.served(directory) as served:
+            assert int(served.greeting.rpartition(" ")[2]) >= last
+            killer = threading.Timer(chance.uniform(0.0, 0.4), served.kill)
+            killer.start()
+            with contextlib.suppress(Exception):
+                while True:
+                    for _ in range(2):
+                        with raw(served, directory) as (transport, credential):
+                            given = transport.check_in(CheckIn(population=P), credential)
+                            assert transport.report(given.session, parts.body(), credential).counted
+                    last = status(served, directory).round
+            killer.join()
+    storage = SqliteStorage(directory / "data")
+    record, rows = storage.load(P), storage.rounds(P)
+    assert record.round >= last and [r.round for r in rows] == list(range(1, record.round + 1))
+    assert {(r.status, r.reported) for r in rows} <= {("committed", 2)}
+    assert len(storage.blob(record.checkpoint)) == len(world.checkpoint())
+    storage.close()
