@@ -15,16 +15,17 @@ from covey.device.home import DeviceHome
 from covey.device.ledger import Ledger
 from covey.device.trainer import OnnxTrainer, TrainingStopped
 from covey.device.transport import HttpTransport
+from covey.plans.evaluation import evaluation_plan
 from covey.server.aggregator import body_limits
 from covey.storage.sqlite import SqliteStorage
 from covey.types.segments import HEADER
-from covey.types.tensors import unpack_tensors
+from covey.types.tensors import sha256_hex, unpack_tensors
 from covey.wire.framing import decode_update
 from covey.wire.messages import Assignment, CheckIn, Enroll
 
 from . import parts
 from .buffers import plan, same
-from .test_tasks_run import PACE, admin, change
+from .test_tasks_run import PACE, admin, change, committed, devices, evaluate, status_when
 
 # A server that dies between a connection and its handshake makes CPython 3.11 leave the socket to the collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
@@ -240,6 +241,20 @@ def test_a_killed_server_loses_its_open_buffer_and_nothing_else(directory, tmp_p
             assert two.run().counted == 1
             parts.wait_until(lambda: status(again, directory).round == 2)
             assert status(again, directory).rounds[-1].reported == 2
+
+
+def test_training_in_buffers_and_evaluations_take_turns(directory, tmp_path):
+    with parts.served(directory) as served, devices(served, directory, tmp_path):
+        with admin(served, directory) as client:
+            assert evaluate(client, evaluation_plan(world.plan())).state == "running"
+        status = status_when(
+            served, directory, lambda s: len(committed(s, "evaluate")) >= 2 and len(committed(s, "train")) >= 5
+        )
+    trained, measured = committed(status, "train"), committed(status, "evaluate")
+    assert [r.round for r in trained] == list(range(1, len(trained) + 1))
+    assert all("staleness" in r.metrics and r.reported >= 2 for r in trained)
+    first = sha256_hex(world.checkpoint())
+    assert {r.checkpoint for r in measured} <= {first, *(r.checkpoint for r in trained)}
 
 
 def test_killed_at_random_instants_it_stands_at_its_last_commit(directory):

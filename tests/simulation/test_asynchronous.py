@@ -61,29 +61,27 @@ class Noting(Fleet):
         return super().arrival(device, phase, attempt, now_s)
 
 
-@pytest.fixture
-def played(tiny, tmp_path, request):
-    """Return a simulated run: its plan and first checkpoint, what happened, what was sent, and its rows."""
+def run_of(kind, tiny, folder, parameters, fleet_kind=Fleet):
+    """Return what was prepared, the run of a kind, and its pool."""
     recipe = load_recipe(tiny)
-    algorithm = f"fedbuff:{request.param}"
-    settings = dataclasses.replace(recipe.settings, algorithm=algorithm, cohort=GOAL)
+    settings = dataclasses.replace(recipe.settings, algorithm=f"fedbuff:{parameters}", cohort=GOAL)
     dataset = recipe.data(settings, SEED)
     prepared = prepare(recipe, tiny, settings, PrivacyTerms(min_cohort=1, n_max=100), dataset)
     key = owner_key(SEED).public_key().public_bytes_raw()
-    pool = InProcess(Setup(tiny, settings, SEED, prepared.plan_bytes, key, str(tmp_path)))
-    fleet = Noting(sizes_of(dataset), SLOW, seed=SEED, plan_bytes=len(prepared.plan_bytes))
-    Remembered.events = fleet.events = []
-    run = Remembered(
+    pool = InProcess(Setup(tiny, settings, SEED, prepared.plan_bytes, key, str(folder)))
+    fleet = fleet_kind(sizes_of(dataset), SLOW, seed=SEED, plan_bytes=len(prepared.plan_bytes))
+    kind.events = fleet.events = []
+    run = kind(
         prepared.plan, prepared.plan_bytes, prepared.checkpoint, fleet, RoundSettings(goal=GOAL), pool,
         seed=SEED, on_session=lambda done, of: None,
     )  # fmt: skip
+    return prepared, run, pool
+
+
+@pytest.mark.parametrize("parameters", ["concurrency=6", "concurrency=8,max_staleness=2"])
+def test_the_server_makes_the_same_model_of_the_same_arrivals(tiny, tmp_path, parameters):
+    prepared, run, pool = run_of(Remembered, tiny, tmp_path, parameters, Noting)
     rows = [run.next_round() for _ in range(MOVES)]
-    return prepared, run, pool.bodies, rows
-
-
-@pytest.mark.parametrize("played", ["concurrency=6", "concurrency=8,max_staleness=2"], indirect=True)
-def test_the_server_makes_the_same_model_of_the_same_arrivals(played):
-    prepared, run, bodies, rows = played
     storage = MemoryStorage(keep_checkpoints=MOVES + 1)
     task = TaskSettings(RoundSettings(goal=GOAL, report_timeout_s=1e6))
     begin_population(storage, "tests", prepared.plan_bytes, "", prepared.checkpoint, task, "train")
@@ -94,11 +92,10 @@ def test_the_server_makes_the_same_model_of_the_same_arrivals(played):
             continue
         given = b.answers[str(serial)]
         assert isinstance(given, Assignment) and given.round == version + 1
-        assert isinstance(b.report(given.session, bodies[run._token(serial)]), Reported)
+        assert isinstance(b.report(given.session, pool.bodies[run._token(serial)]), Reported)
     assert len(b.rows) == MOVES
     for real, simulated in zip(b.rows, rows, strict=True):
-        assert real.checkpoint == simulated.checkpoint
-        for field in ("round", "status", "reported", "lost", "selected", "bytes_up", "metrics"):
+        for field in ("round", "status", "checkpoint", "reported", "lost", "selected", "bytes_up", "metrics"):
             assert getattr(real, field) == getattr(simulated, field), field
     assert storage.blob(b.coordinator.checkpoint.sha256) == run.checkpoint
     staleness = [row.metrics["staleness"] for row in rows]
@@ -112,28 +109,15 @@ def test_a_device_is_in_a_buffer_once(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(
         DevicePopulation, "session_s", lambda self, seed, device, num_steps: 0.001 if device < 2 else 1.0
     )
-    inside = []
+    inside = {}
 
     class Watching(AsynchronousFederation):
         def _train(self, flights, attempt):
-            inside.append((attempt, [f.device for f in flights]))
+            inside.setdefault(attempt, []).extend(f.device for f in flights)
             return super()._train(flights, attempt)
 
-    recipe = load_recipe(tiny)
-    settings = dataclasses.replace(recipe.settings, algorithm="fedbuff:concurrency=12", cohort=GOAL)
-    dataset = recipe.data(settings, SEED)
-    prepared = prepare(recipe, tiny, settings, PrivacyTerms(min_cohort=1, n_max=100), dataset)
-    key = owner_key(SEED).public_key().public_bytes_raw()
-    pool = InProcess(Setup(tiny, settings, SEED, prepared.plan_bytes, key, str(tmp_path)))
-    fleet = Fleet(sizes_of(dataset), SLOW, seed=SEED, plan_bytes=len(prepared.plan_bytes))
-    run = Watching(
-        prepared.plan, prepared.plan_bytes, prepared.checkpoint, fleet, RoundSettings(goal=GOAL), pool,
-        seed=SEED, on_session=lambda done, of: None,
-    )  # fmt: skip
+    _, run, _ = run_of(Watching, tiny, tmp_path, "concurrency=12")
     for _ in range(4):
         run.next_round()
-    by_buffer = {}
-    for attempt, devices in inside:
-        by_buffer.setdefault(attempt, []).extend(devices)
-    assert len(by_buffer) == 4
-    assert all(len(devices) == len(set(devices)) == GOAL for devices in by_buffer.values())
+    assert len(inside) == 4
+    assert all(len(devices) == len(set(devices)) == GOAL for devices in inside.values())
