@@ -9,7 +9,7 @@ sums that were handed over since its session began (:mod:`covey.algorithms.fedbu
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,10 +62,11 @@ class _Began:
 
 @dataclass(slots=True)
 class _Shard:
-    phase: int
     number: int
     max_staleness: int
     total: SegmentSum
+    codecs: Mapping[str, Codec]
+    limits: Mapping[str, int]
     open: dict[str, _Began] = field(default_factory=dict)
     ended: dict[str, type[CoveyError]] = field(default_factory=dict)
 
@@ -141,8 +142,9 @@ class Aggregator:
         attempt, offer = message.attempt, message.offer
         if attempt not in self._shards:
             number = message.number or (0 if offer is None else offer.round)
-            total = SegmentSum(self._manifest.layout(message.phase))
-            self._shards[attempt] = _Shard(message.phase, number, message.max_staleness, total)
+            manifest, phase = self._manifest, message.phase
+            total, codecs = SegmentSum(manifest.layout(phase)), segment_codecs(manifest, phase)
+            self._shards[attempt] = _Shard(number, message.max_staleness, total, codecs, body_limits(manifest, phase))
         shard = self._shards[attempt]
         began = _Began(shard.number, public_seed(attempt)) if offer is None else _Began(offer.round, offer.public_seed)
         shard.open |= dict.fromkeys(message.sessions, began)
@@ -168,11 +170,10 @@ class Aggregator:
         return [Envelope(to, Reply(answer, shard.number)), Envelope(self._to, told)]
 
     def _fold(self, shard: _Shard, message: ReportArrived, seed: str, staleness: int) -> None:
-        codecs = segment_codecs(self._manifest, shard.phase)
-        parts = decode_update(message.body, body_limits(self._manifest, shard.phase))
+        parts = decode_update(message.body, shard.limits)
         values = {}
         for s in shard.total.segments:
-            codec = codecs[s.name]
+            codec = shard.codecs[s.name]
             public = segment_seed(codec, round_seed=seed, session=message.session, segment=s.name)
             values[s.name] = codec.decode(parts[s.name], s.length, public)
         _check_header(values[HEADER], self._manifest, shard.total.segments[0])
