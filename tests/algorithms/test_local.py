@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from covey.algorithms.fedbuff import staleness_factor, weighed
 from covey.algorithms.registry import parse_algorithm, server_half
 from covey.device.child import ChildTrainer
 from covey.device.kept import KeptState
-from covey.device.staleness import staleness_factor, weighed
 from covey.device.trainer import TrainingJob
 from covey.types.errors import PlanFormatError, UsageError
 from covey.types.segments import HEADER
@@ -173,10 +173,11 @@ def test_mimelite_steps_by_the_broadcast_momentum():
 
 def test_a_stale_update_counts_less_and_its_weight_stays():
     result = trained("fedbuff")
-    late = weighed(result, 3)
+    late = weighed(result.segments, 3)
     assert staleness_factor(0) == 1.0 and staleness_factor(3) == 0.5
-    assert (late.segments["model"] == result.segments["model"] * np.float32(0.5)).all()
-    assert (late.segments[HEADER] == result.segments[HEADER]).all() and late.weight == result.weight
+    assert (late["model"] == result.segments["model"] * np.float32(0.5)).all()
+    assert (late[HEADER] == result.segments[HEADER]).all()
+    assert all(weighed(result.segments, 0)[name] is value for name, value in result.segments.items())
 
 
 def test_what_is_kept_is_stored_only_where_the_update_was_counted(tmp_path):

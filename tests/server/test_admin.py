@@ -15,13 +15,9 @@ from covey.server.http import create_app
 from covey.storage.memory import MemoryStorage
 from covey.types.errors import UsageError
 from covey.types.tensors import sha256_hex
+from covey.wire.administration import PopulationDetails, Populations, TaskChange, TaskStatus, TaskWanted
 from covey.wire.messages import (
     BlobRef,
-    PopulationDetails,
-    Populations,
-    TaskChange,
-    TaskStatus,
-    TaskWanted,
     encode_message,
 )
 

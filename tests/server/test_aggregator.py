@@ -20,6 +20,7 @@ from covey.server.messages import (
     CloseShard,
     Counted,
     DiscardShard,
+    EndSessions,
     Envelope,
     Lost,
     OpenShard,
@@ -149,6 +150,40 @@ def test_a_late_report_learns_that_the_round_has_closed(end, session):
     role.receive(end("a"), 0.0)
     answer, told = report(role, session)
     assert isinstance(answer, RoundClosedError) and told == []
+
+
+@pytest.mark.parametrize("spec", ["hd|subsample:0.5|quantize:4", "mask:0.5|quantize:8", "hd|eden:2"])
+def test_a_stale_update_is_undone_with_the_seed_of_the_version_that_it_began_with(spec):
+    role = Aggregator(parts.POPULATION, compressed(spec))
+    role.receive(OpenShard("a", 0, (), number=1, max_staleness=3), 0.0)
+    old = world.assignment(round=1, public_seed=public_seed("version 1"))
+    new = world.assignment(round=4, public_seed=public_seed("version 4"))
+    role.receive(OpenShard("a", 0, ("s1", "s2"), old), 0.0)
+    for number in (2, 3, 4):
+        role.receive(CloseShard("a", following=number), 0.0)
+    role.receive(OpenShard("a", 0, ("s3",), new), 0.0)
+    assert isinstance(report(role, "s1", compressed_body(spec, "s1", "version 4"))[0], UpdateFormatError)
+    answer, told = report(role, "s2", body := compressed_body(spec, "s2", "version 1"))
+    assert isinstance(answer, Reported) and told == [Counted("a", len(body), 4, 3)]
+    once = role._shards["a"].total.reals("model")
+    whole = Aggregator(parts.POPULATION, compressed(spec))
+    whole.receive(OpenShard("a", 0, ("s2",), old), 0.0)
+    report(whole, "s2", body)
+    unit = 2.0 ** -role._shards["a"].total.segments[1].fraction_bits
+    assert np.abs(once - 0.5 * whole._shards["a"].total.reals("model")).max() <= unit  # s(3) = 1/2, and two roundings
+    assert isinstance(report(role, "s3", compressed_body(spec, "s3", "version 4"))[0], Reported)
+
+
+def test_ended_sessions_of_a_sum_that_goes_on_are_forgotten_in_the_end():
+    role = Aggregator(parts.POPULATION, parts.manifest())
+    role.receive(OpenShard("a", 0, ("first",), number=1, max_staleness=5), 0.0)
+    report(role, "first")
+    role.receive(OpenShard("a", 0, tuple(f"s{i}" for i in range(10_000))), 0.0)
+    role.receive(EndSessions("a", ("first", *(f"s{i}" for i in range(10_000)))), 0.0)
+    assert isinstance(report(role, "first")[0], AlreadyCountedError)
+    role.receive(CloseShard("a", following=2), 0.0)
+    assert isinstance(report(role, "first")[0], SessionUnknownError) and len(role._shards["a"].ended) == 10_000
+    assert isinstance(report(role, "s0")[0], RoundClosedError)
 
 
 def test_ended_sessions_are_forgotten_in_the_end():
@@ -376,7 +411,7 @@ def test_a_compressed_update_is_undone_with_its_sessions_seed(spec):
         assert isinstance(answer, UpdateFormatError)
         assert bits(role._shards["a"].total) == before
         del role._shards["a"].ended["s2"]  # the next damage gets a hearing of its own
-        role._shards["a"].open.add("s2")
+        role.receive(OpenShard("a", 0, ("s2",)), 0.0)
     codec = codec_named(spec)
     seed = segment_seed(codec, round_seed=public_seed("a"), session="s1", segment="model")
     decoded = codec.decode(codec.encode(parts.values()["model"], seed, AesCtr(bytes(32), private=False)), 8, seed)

@@ -204,7 +204,7 @@ def test_a_device_that_hangs_up_waits_no_longer():
         await s.until(lambda: s.service.selector.num_waiting == 1)
         gone.set()
         await call
-        assert s.service.selector.num_waiting == 0 and not s.service._waiting
+        assert s.service.selector.num_waiting == 0 and not s.service._tickets._waiting
         assert len(set(await s.sessions())) == 2  # two others make the cohort
 
     run(scenario)

@@ -9,6 +9,7 @@ from covey.server.metrics import Metrics, serve_metrics
 from covey.testing.releases import candidate_of
 from covey.testing.storage import summary_of
 from covey.types.errors import PortInUseError, UpdateRangeError
+from covey.wire.administration import BufferStatus
 from covey.wire.messages import Reported, Taken
 
 
@@ -25,8 +26,9 @@ def value(metrics, line):
 
 def used():
     metrics = Metrics()
-    metrics.watch(lambda: 7, lambda: 3, lambda: 2)
+    metrics.watch(lambda: 7, lambda: 3, lambda: 2, lambda: BufferStatus(updates=4, devices=9))
     metrics.round_ended(summary_of(2))
+    metrics.round_ended(msgspec.structs.replace(summary_of(2), metrics={"staleness": 1.25}))
     metrics.round_ended(summary_of(4, "abandoned"))
     metrics.check_in("assigned")
     with metrics.reporting() as done:
@@ -41,20 +43,22 @@ def used():
 
 def test_what_is_counted():
     metrics = used()
-    assert value(metrics, 'covey_rounds_total{kind="train",reason="",status="committed"}') == 1
+    assert value(metrics, 'covey_rounds_total{kind="train",reason="",status="committed"}') == 2
     assert value(metrics, 'covey_rounds_total{kind="train",reason="too_few_reports",status="abandoned"}') == 1
-    assert value(metrics, 'covey_devices_total{outcome="reported"}') == 4 + 6
-    assert value(metrics, 'covey_devices_total{outcome="lost"}') == 2
-    assert value(metrics, 'covey_bytes_total{direction="up"}') == 7 * 6
-    assert value(metrics, 'covey_bytes_total{direction="down"}') == 5 * 6
-    assert value(metrics, 'covey_round_seconds_count{kind="train"}') == 1
-    assert value(metrics, 'covey_round_seconds_sum{kind="train"}') == 2 / 8
+    assert value(metrics, 'covey_devices_total{outcome="reported"}') == 4 + 4 + 6
+    assert value(metrics, 'covey_devices_total{outcome="lost"}') == 3
+    assert value(metrics, 'covey_bytes_total{direction="up"}') == 7 * 8
+    assert value(metrics, 'covey_bytes_total{direction="down"}') == 5 * 8
+    assert value(metrics, 'covey_round_seconds_count{kind="train"}') == 2
+    assert value(metrics, 'covey_round_seconds_sum{kind="train"}') == 4 / 8
     assert value(metrics, 'covey_check_ins_total{answer="assigned"}') == 1
     assert value(metrics, 'covey_reports_total{outcome="counted"}') == 1
     assert value(metrics, 'covey_reports_total{outcome="update_range"}') == 1
     assert value(metrics, 'covey_candidates_total{reason="not_finite",status="refused"}') == 1
     assert value(metrics, 'covey_errors_total{code="unauthorized"}') == 1
     assert [value(metrics, n) for n in ("covey_waiting_devices", "covey_round", "covey_release_version")] == [7, 3, 2]
+    assert [value(metrics, f"covey_buffer_{n}") for n in ("updates", "devices")] == [4, 9]
+    assert [value(metrics, f"covey_buffer_staleness_{n}") for n in ("count", "sum")] == [1, 1.25]
 
 
 def test_no_label_grows_with_what_devices_or_administrators_send():

@@ -81,7 +81,7 @@ def test_two_check_ins_of_one_credential_have_one_place():
 def test_a_second_session_of_one_credential_ends_before_it_begins():
     async def scenario(s):
         # A selection that draws the same device twice: the reservoir never has it twice, so the test puts it there.
-        one, two = s.service._ticket(), s.service._ticket()
+        one, two = s.service._tickets.take(), s.service._tickets.take()
         s.service.participation._subject_of |= {one[0]: SUBJECT, two[0]: SUBJECT}
         for ticket in (one[0], two[0]):
             s.service.selector._waiting[ticket] = s.service.now_s() + 20

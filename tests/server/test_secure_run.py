@@ -173,7 +173,7 @@ def test_a_wait_without_an_answer_is_short_and_empty():
         assert (await s.post(f"/v1/sessions/{first}/secure/ready", b"")).json() == {"step": "ready"}
         got = await s.client.get(f"/v1/sessions/{first}/secure/ready", headers=s.headers)
         assert (got.status_code, got.content) == (204, b"")
-        assert not s.service._waiting
+        assert not s.service._tickets._waiting
 
     in_memory(scenario, poll_s=0.05)
 

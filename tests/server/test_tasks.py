@@ -24,7 +24,7 @@ from covey.types.errors import (
     TaskStateError,
     UsageError,
 )
-from covey.wire.messages import TaskStatus
+from covey.wire.administration import TaskStatus
 
 from . import parts
 from .administered import Administered, evaluation, record

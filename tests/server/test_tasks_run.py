@@ -17,7 +17,8 @@ from covey.plans.evaluation import evaluation_plan
 from covey.plans.signing import sign_plan
 from covey.types.errors import CoveyError
 from covey.types.tensors import sha256_hex
-from covey.wire.messages import BlobRef, TaskChange, TaskStatus, TaskWanted
+from covey.wire.administration import TaskChange, TaskStatus, TaskWanted
+from covey.wire.messages import BlobRef
 
 from . import parts
 

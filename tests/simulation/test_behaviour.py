@@ -11,7 +11,7 @@ from covey.simulation.divergence import Watch
 from covey.simulation.population import DevicePopulation
 from covey.simulation.report import RoundRow
 from covey.simulation.run import SimulationOptions, simulate
-from covey.types.errors import AsynchronousError, TrainingError, UsageError
+from covey.types.errors import AsynchronousError, TrainingError
 
 
 def settings_of(tiny, **changes):
@@ -63,22 +63,8 @@ def test_an_asynchronous_algorithm_is_refused_where_only_rounds_are_possible(tin
     terms = PrivacyTerms(mode="secure", min_cohort=3, secure=SecureTerms(group_size=10))
     with pytest.raises(AsynchronousError, match="secure aggregation"):
         prepare(recipe, tiny, settings, terms, dataset)
-    with pytest.raises(UsageError, match="rounds"):
+    with pytest.raises(AsynchronousError, match="differential privacy"):
         simulate(tiny, settings, SimulationOptions(rounds=1, workers=1, privacy="gaussian:clip=1,noise=1"))
-
-
-def test_the_server_of_a_deployment_refuses_it_too(tiny):
-    from covey.server.coordinator import Coordinator, RoundSettings
-    from covey.server.population import begin_population
-    from covey.server.settings import TaskSettings
-    from covey.storage.memory import MemoryStorage
-
-    recipe, settings = load_recipe(tiny), settings_of(tiny, algorithm="fedbuff")
-    prepared = prepare(recipe, tiny, settings, PrivacyTerms(min_cohort=1), recipe.data(settings, 0))
-    storage, rounds = MemoryStorage(), TaskSettings(RoundSettings(goal=2))
-    begin_population(storage, "p", prepared.plan_bytes, "", prepared.checkpoint, rounds, "train")
-    with pytest.raises(AsynchronousError):
-        Coordinator("p", storage, new_token=lambda: "t")
 
 
 def test_a_run_may_go_on_where_devices_diverge_and_says_why_it_ended(tiny):

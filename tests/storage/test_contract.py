@@ -72,6 +72,19 @@ class ChargesBeforeItAsks(MemoryStorage):
         admit(self.privacy_spent(population))
 
 
+class HoldsNothing(MemoryStorage):
+    def __init__(self):
+        super().__init__(keep_checkpoints=KEEP_CHECKPOINTS)
+
+    def hold(self, population, names):
+        pass
+
+
+class HoldsForEver(HoldsNothing):
+    def hold(self, population, names):
+        self._held.setdefault(population, set()).update(names)
+
+
 class ForgetsPending(MemoryStorage):
     def __init__(self):
         super().__init__(keep_checkpoints=KEEP_CHECKPOINTS)
@@ -112,6 +125,8 @@ def as_dict(struct):
 @pytest.mark.parametrize(
     "broken",
     [
+        HoldsNothing,
+        HoldsForEver,
         ForgetsPending,
         SkipsVersions,
         DecidesTwice,

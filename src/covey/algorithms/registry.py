@@ -64,7 +64,10 @@ ALGORITHMS: Mapping[str, Entry] = {
     "fednova": Entry(fednova, "updates normalised by their number of steps"),
     "mimelite": Entry(mimelite, "momentum of the whole, applied on the devices", 1.0, {"beta": _BETA}),
     "fedbuff": Entry(
-        fedbuff, "asynchronous, through a buffer (simulation only)", 1.0, {"concurrency": Parameter(0.0, 0.0, 1e6)}
+        fedbuff,
+        "asynchronous, through a buffer; plain mode only",
+        1.0,
+        {"concurrency": Parameter(0.0, 0.0, 1e6), "max_staleness": Parameter(0.0, 0.0, 1e6)},
     ),
 }
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import httpx
     import msgspec
 
-    from covey.wire.messages import PopulationDetails
+    from covey.wire.administration import PopulationDetails
 
 __all__ = ["AdminClient", "Target", "admin_options", "connected", "url_of"]
 
@@ -129,7 +129,7 @@ class AdminClient:
     @property
     def population(self) -> str:
         """The population's name, asked for where it was not told."""
-        from covey.wire.messages import Populations
+        from covey.wire.administration import Populations
 
         if self._population is None:
             names = self._send("GET", "/v1/admin/populations", Populations).populations
@@ -140,7 +140,7 @@ class AdminClient:
 
     def details(self) -> "PopulationDetails":
         """Return the population as it stands."""
-        from covey.wire.messages import PopulationDetails
+        from covey.wire.administration import PopulationDetails
 
         return self._send("GET", "", PopulationDetails)
 

@@ -232,7 +232,7 @@ def write_population(
         )
     recipe = load_recipe(source)
     dataset = recipe.data(settings, 0)
-    terms = PrivacyTerms(min_cohort=min_cohort, n_max=max(1000, 2 * settings.cohort))
+    terms = PrivacyTerms(min_cohort=min_cohort, n_max=max(1000, 2 * settings.cohort, _most_in_buffer(settings)))
     if secure:
         terms = secure_terms(min_cohort, settings, authority)
     prepared = promise(prepare(recipe, source, settings, terms, dataset, noised=noised))
@@ -266,6 +266,18 @@ def write_population(
             )
         )
     return prepared.plan.hash
+
+
+def _most_in_buffer(settings: Any) -> int:
+    """Return how many updates one sum of an asynchronous algorithm may hold; 0 for one that has rounds."""
+    from covey.algorithms.fedbuff import asynchrony
+    from covey.algorithms.registry import parse_algorithm
+
+    choice = parse_algorithm(settings.algorithm)
+    if choice.name != "fedbuff":
+        return 0
+    most: int = settings.cohort + asynchrony(choice.parameters, settings.cohort).concurrency
+    return most
 
 
 def _write_release_files(server: Path, owner: "Ed25519PrivateKey", population: str, plan: "Plan") -> None:

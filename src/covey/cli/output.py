@@ -14,11 +14,13 @@ from covey.types.errors import CoveyError
 
 if TYPE_CHECKING:
     from covey.privacy.guarantee import Guarantee
+    from covey.wire.administration import TaskStatus
 
 __all__ = [
     "StatusLine",
     "bytes_text",
     "percent",
+    "print_buffers",
     "print_error",
     "print_guarantee",
     "print_table",
@@ -47,6 +49,16 @@ def print_table(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> 
     for row in rows:
         cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         click.echo("  " + "  ".join(cells).rstrip())
+
+
+def print_buffers(tasks: "Sequence[TaskStatus]") -> None:
+    """Print how far the buffers of asynchronous tasks are."""
+    for task in tasks:
+        if (buffer := task.buffer) is not None:
+            click.echo(
+                f"    {task.task}: {buffer.updates} of {task.settings['round']['goal']} updates in the buffer, mean "
+                f"staleness {buffer.staleness:.2f}; {buffer.devices} devices train"
+            )
 
 
 def print_guarantee(guarantee: "Guarantee") -> None:

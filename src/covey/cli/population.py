@@ -7,7 +7,7 @@ import click
 
 from covey.cli.admin import admin_options, connected
 from covey.cli.options import file_path, read_file
-from covey.cli.output import bytes_text, print_table, write_json
+from covey.cli.output import bytes_text, print_buffers, print_table, write_json
 
 __all__ = ["command"]
 
@@ -86,3 +86,4 @@ def show(as_json: bool, **where: Any) -> None:
     rows = [("task", "kind", "state", "rounds", "plan")]
     rows += [(t.task, t.kind, t.state, str(t.rounds), t.plan[:12]) for t in found.tasks]
     print_table(rows, right=(3,))
+    print_buffers(found.tasks)

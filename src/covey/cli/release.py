@@ -149,7 +149,7 @@ def export(owner_key: Path, version: int | None, kind: str, out: Path, **whose: 
 def rollback(version: int, as_json: bool, **where: Any) -> None:
     """Publish the checkpoint of an earlier VERSION again, as a new version: devices never go backwards."""
     from covey.plans.release import Release
-    from covey.wire.messages import ReleaseWanted
+    from covey.wire.administration import ReleaseWanted
 
     with connected(**where) as client:
         made = client.post("/releases", ReleaseWanted(version=version), Release)

@@ -9,11 +9,11 @@ import click
 
 from covey.cli.admin import admin_options, connected
 from covey.cli.options import file_path, read_file
-from covey.cli.output import print_table, write_json
+from covey.cli.output import print_buffers, print_table, write_json
 from covey.types.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
-    from covey.wire.messages import TaskStatus
+    from covey.wire.administration import TaskStatus
 
 __all__ = ["command"]
 
@@ -59,7 +59,8 @@ def create(
     **where: Any,
 ) -> None:
     """Send a signed plan to the server and create a task of it."""
-    from covey.wire.messages import BlobRef, TaskStatus, TaskWanted
+    from covey.wire.administration import TaskStatus, TaskWanted
+    from covey.wire.messages import BlobRef
 
     rounds = {**_pairs("--set", values), "max_rounds": max_rounds, "hyper": _pairs("--hyper", hyper)}
     if goal is not None:
@@ -111,7 +112,7 @@ def show(name: str, as_json: bool, **where: Any) -> None:
 @_NAME
 @admin_options
 def pause(name: str, as_json: bool, **where: Any) -> None:
-    """Begin no more rounds; one whose devices train already is let end."""
+    """Begin no more rounds; one whose devices train already is let end, and a buffer is set aside."""
     _change(name, "pause", as_json, where)
 
 
@@ -143,7 +144,7 @@ def rollback(name: str, number: int, as_json: bool, **where: Any) -> None:
 def _change(name: str, action: str, as_json: bool, where: dict[str, Any], number: int = 0) -> None:
     from urllib.parse import quote
 
-    from covey.wire.messages import TaskChange, TaskStatus
+    from covey.wire.administration import TaskChange, TaskStatus
 
     with connected(**where) as client:
         change = TaskChange(action=action, round=number)
@@ -157,6 +158,7 @@ def _show(tasks: "list[TaskStatus]", as_json: bool, *, alone: bool = False) -> N
     rows = [("task", "kind", "state", "rounds", "mode", "min cohort", "plan")]
     rows += [(t.task, t.kind, t.state, _rounds(t), t.mode, str(t.min_cohort), t.plan[:12]) for t in tasks]
     print_table(rows, right=(3, 5))
+    print_buffers(tasks)
     if alone:
         for key, value in _flat(tasks[0].settings).items():
             click.echo(f"    {key} = {value}")

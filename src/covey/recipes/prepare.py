@@ -167,16 +167,10 @@ def prepare(
 
     Raises:
         PlanBuildError, UsageError: what cannot become a plan.
-        AsynchronousError: an asynchronous algorithm with secure aggregation.
+        AsynchronousError: an asynchronous algorithm with secure aggregation or differential privacy.
     """
-    choice = parse_algorithm(settings.algorithm)
-    if choice.name == "fedbuff" and privacy.mode == "secure":
-        raise AsynchronousError(
-            "--algorithm fedbuff",
-            expected="plain mode",
-            got="secure aggregation",
-            hint="masks cancel only within a cohort that was fixed before anyone trained: fedavg, or no --secure",
-        )
+    if parse_algorithm(settings.algorithm).name == "fedbuff":
+        _check_asynchronous(privacy, noised)
     options = plan_options(settings, privacy, dataset, noised=noised)
     folder = _cache_dir()
     name = _cache_key(source, settings, options, len(dataset.client_ids), seed, noised)
@@ -200,6 +194,23 @@ def prepare(
         _write(folder / f"{name}.params", checkpoint)
         _write(folder / f"{name}.covey", plan)
     return Prepared(plan, checkpoint, False)
+
+
+def _check_asynchronous(privacy: PrivacyTerms, noised: bool) -> None:
+    if privacy.mode == "secure":
+        raise AsynchronousError(
+            "--algorithm fedbuff",
+            expected="plain mode: masks cancel only within a cohort that was fixed before anyone trained",
+            got="secure aggregation",
+            hint="covey init --plain (elsewhere no --secure), or an algorithm that has rounds: fedavg",
+        )
+    if noised:
+        raise AsynchronousError(
+            "--algorithm fedbuff",
+            expected="no differential privacy: no guarantee is known for who is in a buffer",
+            got="--privacy",
+            hint="no --privacy, or an algorithm that has rounds: fedavg",
+        )
 
 
 def _with_rings(data: bytes) -> bytes:

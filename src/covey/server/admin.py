@@ -29,14 +29,10 @@ from covey.server.view import population_details
 from covey.storage.interface import Storage, TaskRecord
 from covey.types.errors import NotFoundError, UnauthorizedError, UsageError, WireError
 from covey.types.tensors import sha256_hex
+from covey.wire.administration import PopulationDetails, Populations, ReleaseWanted, TaskChange, TaskWanted
 from covey.wire.messages import (
     CREDENTIAL_SCHEME,
     BlobRef,
-    PopulationDetails,
-    Populations,
-    ReleaseWanted,
-    TaskChange,
-    TaskWanted,
     decode_message,
 )
 

@@ -3,13 +3,17 @@
 An update is checked, folded and forgotten in one call. A body that is truncated, oversized, out of range or not finite
 never touches the sum. Secure aggregation takes its place here: masked vectors are folded into the same rings, and the
 sum is opened when the shard closes.
+
+In asynchronous aggregation sessions outlive a sum: an update is folded into the one at hand, weighed by the number of
+sums that were handed over since its session began (:mod:`covey.algorithms.fedbuff`). In a round that number is 0.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from covey.algorithms.fedbuff import weighed
 from covey.compression.codec import HEADER_CODEC, Codec, codecs_of, part_codec, segment_seed
 from covey.plans.evaluation import DIFFERENCE_LIMIT, DIFFERENCE_SCALE
 from covey.plans.manifest import COMPARISON, Manifest
@@ -18,6 +22,7 @@ from covey.server.messages import (
     CloseShard,
     Counted,
     DiscardShard,
+    EndSessions,
     Envelope,
     Lost,
     OpenShard,
@@ -28,23 +33,41 @@ from covey.server.messages import (
     device_address,
     public_seed,
 )
-from covey.types.errors import AlreadyCountedError, CoveyError, RoundClosedError, SessionUnknownError, UpdateRangeError
+from covey.types.errors import (
+    AlreadyCountedError,
+    CoveyError,
+    RoundClosedError,
+    SessionUnknownError,
+    TooStaleError,
+    UpdateRangeError,
+)
 from covey.types.segments import HEADER, Segment, SegmentSum
 from covey.wire.framing import decode_update, max_update_bytes
 from covey.wire.messages import Abandoned, Reported
 
 __all__ = ["Aggregator", "body_limits", "segment_codecs"]
 
+_TIME_IS_UP = "time_is_up"
 _REMEMBERED = 10_000
 """How many ended sessions are remembered, so that a late device learns why it is late."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Began:
+    """With which round a session began, and that round's public seed."""
+
+    number: int
+    public_seed: str
+
+
 @dataclass(slots=True)
 class _Shard:
-    open: set[str]
+    number: int
+    max_staleness: int
     total: SegmentSum
     codecs: Mapping[str, Codec]
     limits: Mapping[str, int]
+    open: dict[str, _Began] = field(default_factory=dict)
     ended: dict[str, type[CoveyError]] = field(default_factory=dict)
 
 
@@ -89,21 +112,18 @@ class Aggregator:
         return max(max_update_bytes(body_limits(self._manifest, p)) for p in phases)
 
     def receive(self, message: Any, now_s: float) -> list[Envelope]:
-        """Take OpenShard, ReportArrived, AbandonArrived, CloseShard or DiscardShard."""
+        """Take OpenShard, ReportArrived, AbandonArrived, EndSessions, CloseShard or DiscardShard."""
         match message:
-            case OpenShard(attempt=attempt, phase=phase, sessions=sessions):
-                total = SegmentSum(self._manifest.layout(phase))
-                codecs, limits = segment_codecs(self._manifest, phase), body_limits(self._manifest, phase)
-                self._shards[attempt] = _Shard(set(sessions), total, codecs, limits)
-                self._attempt_of |= dict.fromkeys(sessions, attempt)
-                return []
+            case OpenShard():
+                return self._open(message)
             case ReportArrived():
                 return self._report(message)
             case AbandonArrived(ticket=ticket, session=session, reason=reason):
                 return self._abandon(ticket, session, reason)
-            case CloseShard(attempt=attempt):
-                shard = self._end(attempt)
-                return [] if shard is None else [Envelope(self._to, ShardClosed(attempt, shard.total))]
+            case EndSessions(attempt=attempt, sessions=sessions):
+                return self._lose(attempt, sessions, RoundClosedError, _TIME_IS_UP)
+            case CloseShard(attempt=attempt, following=following):
+                return self._close(attempt, following)
             case DiscardShard(attempt=attempt):
                 if (shard := self._end(attempt)) is not None:
                     shard.total.clear()
@@ -118,24 +138,38 @@ class Aggregator:
         """Do nothing."""
         return []
 
+    def _open(self, message: OpenShard) -> list[Envelope]:
+        attempt, offer = message.attempt, message.offer
+        if attempt not in self._shards:
+            number = message.number or (0 if offer is None else offer.round)
+            manifest, phase = self._manifest, message.phase
+            total, codecs = SegmentSum(manifest.layout(phase)), segment_codecs(manifest, phase)
+            self._shards[attempt] = _Shard(number, message.max_staleness, total, codecs, body_limits(manifest, phase))
+        shard = self._shards[attempt]
+        began = _Began(shard.number, public_seed(attempt)) if offer is None else _Began(offer.round, offer.public_seed)
+        shard.open |= dict.fromkeys(message.sessions, began)
+        self._attempt_of |= dict.fromkeys(message.sessions, attempt)
+        return []
+
     def _report(self, message: ReportArrived) -> list[Envelope]:
         to = device_address(message.ticket)
         try:
             attempt, shard = self._open_shard(message.session)
         except CoveyError as error:
             return [Envelope(to, Reply(error))]
-        shard.open.discard(message.session)
+        began = shard.open.pop(message.session)
+        staleness = shard.number - began.number
         try:
-            self._fold(attempt, shard, message)
+            self._fold(shard, message, began.public_seed, staleness)
         except CoveyError as error:
             shard.ended[message.session] = RoundClosedError
             return [Envelope(to, Reply(error)), Envelope(self._to, Lost(attempt, error.code))]
         shard.ended[message.session] = AlreadyCountedError
         answer = Reported(counted=True, retry_after_s=0.0)
-        return [Envelope(to, Reply(answer)), Envelope(self._to, Counted(attempt, len(message.body)))]
+        told = Counted(attempt, len(message.body), shard.number, staleness)
+        return [Envelope(to, Reply(answer, shard.number)), Envelope(self._to, told)]
 
-    def _fold(self, attempt: str, shard: _Shard, message: ReportArrived) -> None:
-        seed = public_seed(attempt)
+    def _fold(self, shard: _Shard, message: ReportArrived, seed: str, staleness: int) -> None:
         parts = decode_update(message.body, shard.limits)
         values = {}
         for s in shard.total.segments:
@@ -143,17 +177,36 @@ class Aggregator:
             public = segment_seed(codec, round_seed=seed, session=message.session, segment=s.name)
             values[s.name] = codec.decode(parts[s.name], s.length, public)
         _check_header(values[HEADER], self._manifest, shard.total.segments[0])
-        shard.total.fold_reals(values)
+        shard.total.fold_reals(weighed(values, staleness))
 
     def _abandon(self, ticket: str, session: str, reason: str) -> list[Envelope]:
         answer = Envelope(device_address(ticket), Reply(Abandoned(retry_after_s=0.0)))
         try:
-            attempt, shard = self._open_shard(session)
+            attempt, _ = self._open_shard(session)
         except CoveyError:
             return [answer]  # it is over either way, and that is what the device wants
-        shard.open.discard(session)
-        shard.ended[session] = RoundClosedError
-        return [answer, Envelope(self._to, Lost(attempt, reason))]
+        return [answer, *self._lose(attempt, (session,), RoundClosedError, reason)]
+
+    def _lose(self, attempt: str, sessions: Iterable[str], because: type[CoveyError], reason: str) -> list[Envelope]:
+        """End sessions without an update; who is not open any more is left alone."""
+        shard = self._shards.get(attempt)
+        gone = [s for s in sessions if shard is not None and shard.open.pop(s, None) is not None]
+        if shard is not None:
+            shard.ended |= dict.fromkeys(gone, because)
+        return [Envelope(self._to, Lost(attempt, reason)) for _ in gone]
+
+    def _close(self, attempt: str, following: int) -> list[Envelope]:
+        if not following:
+            shard = self._end(attempt)
+            return [] if shard is None else [Envelope(self._to, ShardClosed(attempt, shard.total))]
+        shard = self._shards[attempt]
+        total, shard.total, shard.number = shard.total, SegmentSum(shard.total.segments), following
+        oldest = following - shard.max_staleness
+        stale = [s for s, began in shard.open.items() if began.number < oldest]
+        lost = self._lose(attempt, stale, TooStaleError, TooStaleError.code)
+        for session in list(shard.ended)[:-_REMEMBERED]:  # who sends again does so soon
+            del shard.ended[session], self._attempt_of[session]
+        return [Envelope(self._to, ShardClosed(attempt, total)), *lost]
 
     def _open_shard(self, session: str) -> tuple[str, _Shard]:
         attempt = self._attempt_of.get(session)
@@ -165,9 +218,10 @@ class Aggregator:
             )
         shard = self._shards[attempt]
         if session not in shard.open:
-            if shard.ended.get(session) is AlreadyCountedError:
+            ended = shard.ended.get(session)
+            if ended is AlreadyCountedError:
                 raise AlreadyCountedError("session", expected="one report", got="a second one")
-            raise _closed()
+            raise _too_stale(shard.max_staleness) if ended is TooStaleError else _closed()
         return attempt, shard
 
     def _end(self, attempt: str) -> _Shard | None:
@@ -183,6 +237,13 @@ def _closed() -> RoundClosedError:
     return RoundClosedError(
         "round", expected="a report before the round closed", got="a late one", hint="check in again"
     )
+
+
+def _too_stale(bound: int) -> TooStaleError:
+    return TooStaleError(
+        "update", expected=f"one that began at most {bound} versions of the model ago", got="an older one",
+        hint="check in again",
+    )  # fmt: skip
 
 
 def _check_header(header: Any, manifest: Manifest, segment: Segment) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
+from covey.server.buffer import STALENESS
 from covey.wire.messages import RoundSummary
 
 __all__ = ["LOG", "event", "logging_to", "tell_round"]
@@ -37,7 +38,10 @@ def event(level: int, what: str, *, error: BaseException | None = None, **facts:
 
 def tell_round(row: RoundSummary) -> None:
     """Log that a round ended."""
-    event(logging.INFO, "round ended", **{name: getattr(row, name) for name in _OF_ROUND})
+    facts = {name: getattr(row, name) for name in _OF_ROUND}
+    if (staleness := row.metrics.get(STALENESS)) is not None:
+        facts[STALENESS] = staleness
+    event(logging.INFO, "round ended", **facts)
 
 
 _OF_ROUND = (

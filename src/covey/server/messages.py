@@ -5,7 +5,7 @@
     adapter     -> selector     DeviceArrived, DeviceLeft
     coordinator -> selector     WantDevices, WantNobody
     selector    -> coordinator  DevicesSelected
-    coordinator -> aggregator   OpenShard, CloseShard, DiscardShard
+    coordinator -> aggregator   OpenShard, CloseShard, DiscardShard, EndSessions
     adapter     -> aggregator   ReportArrived, AbandonArrived; in secure mode StepArrived, StepAwaited
     aggregator  -> coordinator  Counted, Lost, ShardClosed
     adapter     -> coordinator  BytesServed; for an administrator CreateTask, ChangeTask
@@ -19,7 +19,8 @@ from covey.storage.interface import TaskRecord
 from covey.types.errors import CoveyError
 from covey.types.segments import SegmentSum
 from covey.types.tensors import sha256_hex
-from covey.wire.messages import Abandoned, Assignment, ComeBack, Joined, Reported, Taken, TaskStatus
+from covey.wire.administration import TaskStatus
+from covey.wire.messages import Abandoned, Assignment, ComeBack, Joined, Reported, Taken
 
 __all__ = [
     "AbandonArrived",
@@ -32,6 +33,7 @@ __all__ = [
     "DeviceLeft",
     "DevicesSelected",
     "DiscardShard",
+    "EndSessions",
     "Envelope",
     "Lost",
     "OpenShard",
@@ -150,22 +152,27 @@ class DevicesSelected:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer to a request."""
+    """The answer to a request; ``number``: of the round whose sum the update is in, where it was counted."""
 
     message: Assignment | ComeBack | Reported | Abandoned | Taken | Joined | TaskStatus | bytes | CoveyError
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class OpenShard:
-    """Begin a sum for these sessions of one attempt at a round.
+    """Begin a sum for these sessions of one attempt at a round; where the attempt has one already, they join it.
 
-    ``offer`` is what all of them are assigned, without their session: a secure sum is bound to it.
+    ``offer`` is what all of them are assigned, without their session: a secure sum is bound to it, and an update's
+    staleness counts from its round. ``number`` is the round whose sum begins, 0: the offer's. A session that began more
+    than ``max_staleness`` rounds before the sum at hand is over.
     """
 
     attempt: str
     phase: int
     sessions: tuple[str, ...]
     offer: Assignment | None = None
+    number: int = 0
+    max_staleness: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +222,12 @@ class AbandonArrived:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """One update is in the sum."""
+    """One update is in the sum, that of the round ``number``, weighed by its ``staleness``."""
 
     attempt: str
     bytes_up: int
+    number: int = 0
+    staleness: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,9 +240,13 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class CloseShard:
-    """Hand over the sum and accept nothing more for this attempt."""
+    """Hand over the sum and accept nothing more for this attempt.
+
+    ``following`` above 0: an empty sum, of the round of that number, takes its place at once, and sessions stay open.
+    """
 
     attempt: str
+    following: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +254,14 @@ class DiscardShard:
     """Overwrite the sum and accept nothing more for this attempt."""
 
     attempt: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndSessions:
+    """The time of these sessions is up: those that are still open are lost."""
+
+    attempt: str
+    sessions: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

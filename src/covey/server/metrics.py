@@ -13,14 +13,26 @@ from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from covey.server.buffer import STALENESS
 from covey.types.errors import CoveyError, PortInUseError, UsageError, all_errors
+from covey.wire.administration import BufferStatus
 from covey.wire.messages import CandidateSummary, Reported, RoundSummary
 
 __all__ = ["Metrics", "serve_metrics"]
 
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1200, 3600)
+_STALENESS = (0, 0.5, 1, 2, 3, 5, 10, 20, 50, 100)
 _OTHER = "other"
-_ROUND_WORDS = ("", "too_few_devices", "too_few_reports", "too_many_lost", "paused", "cancelled", "rolled_back")
+_ROUND_WORDS = (
+    "",
+    "too_few_devices",
+    "too_few_reports",
+    "too_many_lost",
+    "paused",
+    "cancelled",
+    "completed",
+    "rolled_back",
+)
 
 
 class Metrics:
@@ -41,10 +53,23 @@ class Metrics:
         )
         self._waiting = Gauge("covey_waiting_devices", "Devices that wait to be selected.", registry=self.registry)
         self._round = Gauge("covey_round", "The newest version of the model.", registry=self.registry)
+        self._updates = Gauge("covey_buffer_updates", "Updates in the buffer at hand.", registry=self.registry)
+        self._training = Gauge("covey_buffer_devices", "Devices that train for a buffer.", registry=self.registry)
+        self._staleness = Histogram(
+            "covey_buffer_staleness", "Mean staleness of committed buffers.", buckets=_STALENESS, registry=self.registry
+        )
         self._release = Gauge("covey_release_version", "The newest release; 0: none.", registry=self.registry)
 
-    def watch(self, waiting: Callable[[], int], round_number: Callable[[], int], release: Callable[[], int]) -> None:
-        """Read three figures when they are asked for."""
+    def watch(
+        self,
+        waiting: Callable[[], int],
+        round_number: Callable[[], int],
+        release: Callable[[], int],
+        buffer: Callable[[], BufferStatus],
+    ) -> None:
+        """Read these figures when they are asked for."""
+        self._updates.set_function(lambda: buffer().updates)
+        self._training.set_function(lambda: buffer().devices)
         self._waiting.set_function(waiting)
         self._round.set_function(round_number)
         self._release.set_function(release)
@@ -58,6 +83,8 @@ class Metrics:
         self._bytes.labels("up").inc(row.bytes_up)
         if row.status == "committed":
             self._seconds.labels(row.kind).observe(row.seconds)
+            if (staleness := row.metrics.get(STALENESS)) is not None:
+                self._staleness.observe(staleness)
 
     def check_in(self, answer: str) -> None:
         """Count a check-in: ``assigned`` or ``come_back``."""

@@ -15,6 +15,7 @@ from covey.server.health import Health
 from covey.server.releases import ReleaseHistory
 from covey.types.errors import (
     AlreadyCountedError,
+    AsynchronousError,
     AttestationError,
     BlobHashError,
     BudgetExhaustedError,
@@ -50,6 +51,7 @@ from covey.types.errors import (
     ThresholdError,
     TooLargeError,
     TooSlowError,
+    TooStaleError,
     UnauthorizedError,
     UnhealthyError,
     UpdateError,
@@ -60,6 +62,7 @@ from covey.types.errors import (
     VersionError,
     WireError,
 )
+from covey.wire.administration import PopulationDetails, Populations, ReleaseWanted, TaskChange, TaskStatus, TaskWanted
 from covey.wire.messages import (
     ACTIVE_STEPS,
     Abandon,
@@ -72,15 +75,9 @@ from covey.wire.messages import (
     Enrolled,
     ErrorBody,
     Joined,
-    PopulationDetails,
-    Populations,
     PopulationStatus,
-    ReleaseWanted,
     Reported,
     Taken,
-    TaskChange,
-    TaskStatus,
-    TaskWanted,
 )
 
 __all__ = ["OPERATIONS", "Operation", "openapi_document"]
@@ -98,7 +95,7 @@ ADMIN = "admin"
 _ALWAYS: Errors = (WireError, NotFoundError, RateLimitedError, BusyError, CoveyError, StorageError)
 _BODY: Errors = (TooLargeError, TooSlowError, ContentEncodingError)
 _DEVICE: Errors = (UnauthorizedError,)
-_SESSION: Errors = (SessionUnknownError, RoundClosedError)
+_SESSION: Errors = (SessionUnknownError, RoundClosedError, TooStaleError)
 _UPDATE: Errors = (AlreadyCountedError, UpdateError, UpdateFormatError, UpdateNotFiniteError, UpdateRangeError)
 _SECURE: Errors = (
     StateError, SecAggError, SecAggMessageError, ThresholdError, PublicKeyError, EnrolmentError, ShareError,
@@ -107,7 +104,7 @@ _SECURE: Errors = (
 
 _PLAN: Errors = (
     UsageError, PlanError, PlanFormatError, PlanHashError, PlanOpError, PlanSchemaError, PlanSignatureError,
-    CompressionSpecError, MissingExtraError, LayoutError,
+    CompressionSpecError, MissingExtraError, LayoutError, AsynchronousError,
 )  # fmt: skip
 _TASK: Errors = (UsageError, TaskStateError, PrivacyError, BudgetExhaustedError)
 

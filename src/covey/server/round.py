@@ -9,58 +9,30 @@ deadline, when at least ``goal * min_fraction`` have; otherwise it is abandoned 
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import Enum
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from covey.server.attempt import Attempt, RoundState, send_away
 from covey.server.messages import (
     CloseShard,
     Counted,
     DevicesSelected,
-    DiscardShard,
     Envelope,
     Lost,
     OpenShard,
     Reply,
     ShardClosed,
     WantDevices,
-    aggregator_address,
     device_address,
-    public_seed,
     selector_address,
 )
 from covey.server.settings import RoundSettings
-from covey.server.work import Work, checkpoint_ref
-from covey.storage.interface import Storage
-from covey.types.errors import CoveyError, LayoutError
-from covey.types.segments import SegmentSum
-from covey.types.tensors import pack_tensors
-from covey.wire.messages import Assignment, BlobRef, ComeBack, RoundSummary
+from covey.types.errors import CoveyError
 
-__all__ = ["Round", "RoundState", "send_away", "wish"]
-
-
-class RoundState(Enum):
-    """Where a round stands."""
-
-    SELECTING = "selecting"
-    REPORTING = "reporting"
-    CLOSING = "closing"
-    ENDED = "ended"
-
-
-@dataclass(slots=True)
-class _Tally:
-    """What is counted over all phases of an attempt; ``selected``, ``counted`` and ``lost`` of its present phase."""
-
-    selected: int = 0
-    counted: int = 0
-    lost: int = 0
-    bytes_up: int = 0
-    bytes_down: int = 0
+__all__ = ["Round", "wish"]
 
 
 def wish(
@@ -84,52 +56,12 @@ def wish(
     return Envelope(selector_address(population), wanted)
 
 
-def send_away(tickets: tuple[str, ...]) -> list[Envelope]:
-    """Answer devices that were selected for a round that is over."""
-    answer = Reply(ComeBack(retry_after_s=0.0, reason="between_rounds"))
-    return [Envelope(device_address(ticket), answer) for ticket in tickets]
-
-
 @dataclass(slots=True)
-class Round:
-    """An attempt. Laws: every session is counted, lost, or still open; it ends exactly once, with a row that says how.
+class Round(Attempt):
+    """An attempt whose devices are selected together. It ends exactly once."""
 
-    Attributes:
-        work: what it is for.
-        storage: keeps what is broadcast, and the commit.
-        name: of the attempt, unguessable: the round's public seed comes from it.
-        started_s: when it began.
-        new_token: makes the names of sessions.
-        num_shards: how many aggregators share the cohort.
-        ended: the row, once it has ended.
-    """
-
-    work: Work
-    storage: Storage
-    name: str
-    started_s: float
-    new_token: Callable[[], str]
-    num_shards: int = 1
-    state: RoundState = RoundState.SELECTING
     deadline_s: float = 0.0
-    phase: int = 0
-    tally: _Tally = field(default_factory=_Tally)
-    reporting_since_s: float = 0.0
     reason: str = ""
-    ended: RoundSummary | None = None
-    _shards: tuple[int, ...] = ()
-    _sums: list[SegmentSum] = field(default_factory=list)
-    _broadcasts: set[str] = field(default_factory=set)
-
-    @property
-    def settings(self) -> RoundSettings:
-        """How it goes."""
-        return self.work.task.settings.round
-
-    @property
-    def population(self) -> str:
-        """Whose round it is."""
-        return self.work.task.record.population
 
     @property
     def last_phase(self) -> bool:
@@ -160,6 +92,10 @@ class Round:
                 return self._apply(now_s) if len(self._sums) == len(self._shards) else []
         raise AssertionError(f"the coordinator does not take {type(message).__name__}")
 
+    def next_deadline_s(self) -> float | None:
+        """Return when its reports are due."""
+        return self.deadline_s if self.state is RoundState.REPORTING else None
+
     def tick(self, now_s: float) -> list[Envelope]:
         """End it where its deadline has passed."""
         if self.state is not RoundState.REPORTING or now_s < self.deadline_s:
@@ -170,9 +106,8 @@ class Round:
 
     def abandon(self, reason: str, now_s: float) -> list[Envelope]:
         """End it without a commit: its sums are overwritten, and its devices are told when they report."""
-        out = [Envelope(self._aggregator(i), DiscardShard(self.name)) for i in self._shards]
         self._end("abandoned", reason, now_s, {})
-        return out
+        return self._discard()
 
     def _select(self, now_s: float) -> list[Envelope]:
         self.state = RoundState.SELECTING
@@ -184,7 +119,7 @@ class Round:
         if not tickets:
             return self.abandon("too_few_devices", now_s)
         try:
-            checkpoint, shared = self._broadcast()
+            offer = self._offer(self.name)
         except CoveyError as error:  # a full disk, say
             return self.abandon(error.code, now_s) + send_away(tickets)
         sessions = [self.new_token() for _ in tickets]
@@ -192,7 +127,6 @@ class Round:
         self._shards = tuple(range(min(self.num_shards, len(tickets))))
         self.deadline_s = now_s + self.settings.report_timeout_s
         self.state, self.reporting_since_s = RoundState.REPORTING, now_s
-        offer = self._offer(checkpoint, shared)
         # Aggregators first: a report must never overtake the message that makes room for it.
         out = [
             Envelope(
@@ -204,37 +138,6 @@ class Round:
         for ticket, session in zip(tickets, sessions, strict=True):
             out.append(Envelope(device_address(ticket), Reply(msgspec.structs.replace(offer, session=session))))
         return out
-
-    def _broadcast(self) -> tuple[BlobRef, BlobRef | None]:
-        """Store what devices download besides the plan; return where the checkpoint is, and what is shared."""
-        encoded = self.work.download()
-        checkpoint = self.work.checkpoint if encoded is None else self._published(encoded)
-        shared = self.work.shared(self.phase)
-        if not shared:
-            return checkpoint, None
-        return checkpoint, self._published(pack_tensors(shared, self.work.manifest.phases[self.phase].shared))
-
-    def _published(self, data: bytes) -> BlobRef:
-        self._broadcasts.add(self.storage.put_blob(data))
-        return checkpoint_ref(data)
-
-    def _offer(self, checkpoint: BlobRef, shared: BlobRef | None) -> Assignment:
-        record = self.work.task.record
-        return Assignment(
-            session="",
-            round=self.work.number,
-            phase=self.phase,
-            plan=self.work.plan,
-            signature=record.signature,
-            checkpoint=checkpoint,
-            shared=shared,
-            hyper=self.work.hyper,
-            mode=self.work.manifest.privacy.mode,
-            public_seed=public_seed(self.name),
-            report_within_s=self.settings.report_timeout_s,
-            task=record.name,
-            kind=record.kind,
-        )
 
     def _progress(self, now_s: float) -> list[Envelope]:
         if self.state is not RoundState.REPORTING:
@@ -259,18 +162,14 @@ class Round:
     def _apply(self, now_s: float) -> list[Envelope]:
         """Open the sum, apply it, and commit, or go on with the algorithm's next phase."""
         try:
-            total, *others = self._sums
-            for other in others:
-                total.merge(other)
-            self.tally.counted = total.num_folded  # some of a secure cohort may have dropped out after they were ready
-            if not total.num_folded and self.reason:
+            # Some of a secure cohort may have dropped out after they were ready.
+            self.tally.counted = sum(total.num_folded for total in self._sums)
+            if not self.tally.counted and self.reason:
                 return self.abandon(self.reason, now_s)
-            smallest = self.work.manifest.privacy.min_cohort
-            if total.num_folded < smallest:
-                raise LayoutError("sum", expected=f"at least {smallest} devices", got=str(total.num_folded))
+            total = self._opened()
             means = self.work.apply(self.phase, self.name, total)
             if not self.last_phase:
-                self.phase, self._sums, self._shards = self.phase + 1, [], ()
+                self.phase, self._shards = self.phase + 1, ()
                 self.tally.counted = self.tally.lost = self.tally.selected = 0
                 return self._select(now_s)
             self._end("committed", "", now_s, means)
@@ -279,27 +178,9 @@ class Round:
         return []
 
     def _end(self, status: str, reason: str, now_s: float, means: Mapping[str, float]) -> None:
-        tally, record = self.tally, self.work.task.record
-        row = RoundSummary(
-            round=self.work.number,
-            status=status,
-            reason=reason,
-            selected=tally.selected,
-            reported=tally.counted,
-            lost=tally.selected - tally.counted,
-            seconds=now_s - self.started_s,
-            bytes_down=tally.bytes_down,
-            bytes_up=tally.bytes_up,
-            metrics=dict(means),
-            task=record.name,
-            kind=record.kind,
-        )
+        row = self._row(status, reason, now_s, means)
         self.ended = self.work.commit(row) if status == "committed" else row
         self.state = RoundState.ENDED
-        with contextlib.suppress(
-            CoveyError
-        ):  # what it broadcast serves nobody any more; a leftover costs its room only
+        # What was broadcast serves nobody any more; a leftover costs its room only.
+        with contextlib.suppress(CoveyError):
             self.storage.forget(self._broadcasts)
-
-    def _aggregator(self, shard: int) -> str:
-        return aggregator_address(self.population, self.work.task.name, shard)

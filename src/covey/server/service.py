@@ -8,7 +8,6 @@ import contextlib
 import math
 import os
 import random
-import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,15 +35,18 @@ from covey.server.messages import (
     selector_address,
 )
 from covey.server.metrics import Metrics
-from covey.server.participation import Participation, already_in_round
+from covey.server.participation import Aboard, Participation, already_in_round
 from covey.server.reconnect import Reconnect
 from covey.server.releasing import Releasing
 from covey.server.selector import Selector, SelectorSettings
 from covey.server.shards import Shards
-from covey.server.view import population_status
+from covey.server.tasks import TRAIN
+from covey.server.tickets import Answer, Tickets, new_token
+from covey.server.view import buffer_status, population_status
 from covey.storage.interface import Storage
 from covey.types.errors import AlreadyInRoundError, BusyError, CoveyError, NotFoundError, RoundClosedError
-from covey.wire.messages import Assignment, ComeBack, PopulationStatus, RoundSummary, TaskStatus
+from covey.wire.administration import TaskStatus
+from covey.wire.messages import Assignment, ComeBack, PopulationStatus, RoundSummary
 
 __all__ = ["Service"]
 
@@ -79,12 +81,12 @@ class Service:
         self.coordinator = Coordinator(
             self.population,
             storage,
-            new_token=_token,
+            new_token=new_token,
             num_shards=config.num_shards,
             noise=AesCtr(os.urandom(32), private=True),
         )
         self.reconnect = Reconnect.steered(config)
-        self.participation = Participation()
+        self.participation, self.aboard = Participation(), Aboard()
         waiting = SelectorSettings(config.poll_s, config.max_waiting)
         self.selector = Selector(self.population, waiting, random.SystemRandom())
         self._engine = Engine(
@@ -105,8 +107,7 @@ class Service:
         self._on_round = on_round
         self._num_told = self.coordinator.summaries
         self.buffers = Buffers(config.buffers)
-        self._polls: dict[str, asyncio.Future[Any]] = {}
-        self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self._tickets = Tickets()
         self._blobs = BlobCache(storage)
         self._changed = asyncio.Event()
         self._wakes_at_s = math.inf
@@ -115,7 +116,10 @@ class Service:
         self.metrics = Metrics()
         self.releasing = Releasing(storage, directory, config, self._administer_later, self.metrics, self.now_s)
         self.metrics.watch(
-            lambda: self.selector.num_waiting, lambda: self.coordinator.round, lambda: self.releasing.desk.version
+            lambda: self.selector.num_waiting,
+            lambda: self.coordinator.round,
+            lambda: self.releasing.desk.version,
+            lambda: buffer_status(self.coordinator),
         )
         self._open_shards()
 
@@ -136,9 +140,8 @@ class Service:
         self._stopping = True
         self._changed.set()
         self._dispatch(self.selector.dismiss("restarting"))
-        for answer in self._polls.values():
-            if not answer.done():  # its sum dies with this process
-                answer.set_exception(RoundClosedError("secure sum", expected="a server that goes on", got="none"))
+        # The sums that they wait for die with this process.
+        self._tickets.fail_polls(RoundClosedError("secure sum", expected="a server that goes on", got="none"))
 
     async def close(self) -> None:
         """Stop the clock and the aggregators; their sums die with them."""
@@ -158,12 +161,17 @@ class Service:
             return self._come_back("paused")
         return None
 
-    def ask_selector(self, message: Callable[[str], Any], subject: str) -> tuple[str, "asyncio.Future[Any]"]:
+    def ask_selector(self, message: Callable[[str], Any], subject: str) -> tuple[str, Answer]:
         """Send ``message(ticket)`` to the selector; return the ticket and the answer to come.
 
         Whoever waits already under the same ``subject`` of a credential is refused: it has one place.
+
+        Raises:
+            AlreadyInRoundError: it trains for the buffer that is filling, or is in it: it would wait in vain.
         """
-        ticket, answer = self._ticket()
+        if self.coordinator.filling and self.aboard.has(subject, self.now_s()):
+            raise self._stamped(already_in_round())
+        ticket, answer = self._tickets.take()
         self.reconnect.observe_checkin(self.now_s())
         if former := self.participation.arrived(ticket, subject):
             self._answer(former, Reply(already_in_round()))
@@ -173,35 +181,33 @@ class Service:
 
     def leave(self, ticket: str) -> None:
         """Note that a request's client hung up."""
-        self._waiting.pop(ticket, None)
+        self._tickets.drop(ticket)
         self.participation.left(ticket)
         self._send(selector_address(self.population), DeviceLeft(ticket))
 
-    def await_step(self, session: str, step: str) -> tuple[str, "asyncio.Future[Any]"]:
+    def await_step(self, session: str, step: str) -> tuple[str, Answer]:
         """Ask for what a step of a secure sum leads to; return the ticket, for :meth:`give_up`, and the answer to come.
 
         Raises:
             SessionUnknownError: see :meth:`ask_aggregator`.
         """
         place = self.shards.place(session)
-        ticket, answer = self._ticket()
-        self._polls[ticket] = answer
+        ticket, answer = self._tickets.take(poll=True)
         self.shards.post(place, StepAwaited(ticket, session, step))
         return ticket, answer
 
     def give_up(self, ticket: str) -> None:
         """Stop waiting for a ticket's answer; it goes nowhere when it comes."""
-        self._waiting.pop(ticket, None)
-        self._polls.pop(ticket, None)
+        self._tickets.drop(ticket)
 
-    def ask_aggregator(self, session: str, message: Callable[[str], Any]) -> "asyncio.Future[Any]":
+    def ask_aggregator(self, session: str, message: Callable[[str], Any]) -> Answer:
         """Send ``message(ticket)`` to the aggregator that holds ``session``; return the answer to come.
 
         Raises:
             SessionUnknownError: no aggregator of this process ever held it.
         """
         place = self.shards.place(session)
-        ticket, answer = self._ticket()
+        ticket, answer = self._tickets.take(session=session)
         self.shards.post(place, message(ticket))
         return answer
 
@@ -219,7 +225,7 @@ class Service:
         Raises:
             CoveyError: what was asked cannot be done; nothing changed.
         """
-        ticket, answer = self._ticket()
+        ticket, answer = self._tickets.take()
         self._send(coordinator_address(self.population), message(ticket))
         self._open_shards()
         status: TaskStatus = await answer
@@ -236,9 +242,7 @@ class Service:
         except BusyError as busy:
             raise self._stamped(busy) from None
 
-    def deliver(
-        self, session: str, buffer: bytearray, used: int, message: Callable[[str, memoryview], Any]
-    ) -> "asyncio.Future[Any]":
+    def deliver(self, session: str, buffer: bytearray, used: int, message: Callable[[str, memoryview], Any]) -> Answer:
         """Send ``message(ticket, body)`` to the aggregator that holds ``session``; return the answer to come.
 
         The body lies in a buffer of :meth:`take_buffer`, which goes back by itself.
@@ -293,12 +297,6 @@ class Service:
 
     # Routing
 
-    def _ticket(self) -> tuple[str, "asyncio.Future[Any]"]:
-        ticket = _token()
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting[ticket] = answer
-        return ticket, answer
-
     def _send(self, to: str, message: Any) -> None:
         self._dispatch(self._engine.send(to, message, self.now_s()))
 
@@ -321,13 +319,16 @@ class Service:
             for summary in self._storage.rounds(self.population, self._num_told):
                 self._tell(summary)
             self._num_told = self.coordinator.summaries
+        if self.coordinator.buffer is None:
+            self.aboard.end()
 
     def _answer(self, ticket: str, message: Reply) -> None:
+        self.aboard.landed(self._tickets.session(ticket), message.number)
         subject = self.participation.left(ticket)
-        answer = self._waiting.pop(ticket, None)
+        answer = self._tickets.waiting(ticket)
         if isinstance(message.message, Assignment):
             message = self._once(message.message, subject)
-        if answer is None or answer.done():
+        if answer is None:
             return  # the client hung up; its session ends at the deadline
         stamped = self._stamped(message.message)
         if isinstance(stamped, CoveyError):
@@ -337,6 +338,8 @@ class Service:
 
     def _tell(self, row: RoundSummary) -> None:
         """Tell of a round that ended whoever wants to know."""
+        if row.kind == TRAIN:
+            self.aboard.committed(row.round)
         self._on_round(row)
         self.metrics.round_ended(row)
         tell_round(row)
@@ -348,12 +351,12 @@ class Service:
         def send() -> None:
             if self._stopping:
                 return
-            ticket, answer = self._ticket()
+            ticket, answer = self._tickets.take()
             answer.add_done_callback(answered)
             self._send(coordinator_address(self.population), replace(message, ticket=ticket))
             self._open_shards()
 
-        def answered(answer: "asyncio.Future[Any]") -> None:
+        def answered(answer: Answer) -> None:
             if not answer.cancelled() and isinstance(error := answer.exception(), CoveyError):
                 refused(error)
 
@@ -361,10 +364,14 @@ class Service:
 
     def _once(self, given: Assignment, subject: str) -> Reply:
         """Let a device take part once in a round; a second session of the same one ends before it begins."""
+        now_s = self.now_s()
         try:
-            self.participation.admit(f"{given.task}/{given.public_seed}/{given.phase}", subject)
+            if (buffer := self.coordinator.buffer) is not None and buffer.work.task.name == given.task:
+                self.aboard.embark(given.session, subject, now_s + given.report_within_s, now_s)
+            else:
+                self.participation.admit(f"{given.task}/{given.public_seed}/{given.phase}", subject)
         except AlreadyInRoundError as error:
-            self.shards.post(self.shards.place(given.session), AbandonArrived(_token(), given.session, error.code))
+            self.shards.post(self.shards.place(given.session), AbandonArrived(new_token(), given.session, error.code))
             return Reply(error)
         return Reply(given)
 
@@ -388,7 +395,3 @@ class Service:
         """Return when something is next due; infinity: never."""
         engine = self._engine.next_deadline_s()
         return min([*self.shards.deadlines(), *([] if engine is None else [engine])], default=math.inf)
-
-
-def _token() -> str:
-    return secrets.token_urlsafe(24)

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from covey.algorithms.fedbuff import asynchrony
 from covey.plans.manifest import Manifest
-from covey.types.errors import UsageError
+from covey.types.errors import AsynchronousError, UsageError
 
 __all__ = [
     "RoundSettings",
     "TaskSettings",
+    "check_asynchronous",
     "check_schedule",
     "check_settings",
     "decode_settings",
@@ -25,7 +27,8 @@ class RoundSettings:
     """How a round goes.
 
     Attributes:
-        goal: how many reports close a round.
+        goal: how many reports close a round, or of an asynchronous algorithm a buffer; of the rest, that one needs
+            ``report_timeout_s``, ``pause_s``, ``max_rounds`` and ``hyper`` only.
         over_selection: how many times the goal is selected, because some devices drop out.
         min_fraction: the fraction of the goal that is enough at the deadline.
         patience_s: how long to wait for the whole selection once the goal is there.
@@ -147,6 +150,37 @@ def hyper_in(settings: RoundSettings, manifest: Manifest, number: int) -> dict[s
         bound = next(h for h in manifest.hyper if h.name == "lr")
         values["lr"] = max(bound.low, values.get("lr", bound.default) * settings.lr_decay ** (number - 1))
     return values
+
+
+def check_asynchronous(settings: RoundSettings, manifest: Manifest) -> None:
+    """Raise for a plan of an asynchronous algorithm that cannot run, or settings that cannot work with it.
+
+    Raises:
+        AsynchronousError: secure aggregation, or differential privacy.
+        UsageError: so many devices at once that a sum could overflow.
+    """
+    name, terms = manifest.algorithm.name, manifest.privacy
+    if terms.mode == "secure":
+        raise AsynchronousError(
+            f"algorithm {name}",
+            expected="plain mode: masks cancel only within a cohort that was fixed before anyone trained",
+            got="secure aggregation",
+            hint="build the plan with --plain, or with an algorithm that has rounds: fedavg",
+        )
+    if terms.noise is not None:
+        raise AsynchronousError(
+            f"algorithm {name}",
+            expected="no differential privacy: no guarantee is known for who is in a buffer",
+            got=f"{terms.noise.kind} noise",
+            hint="build the plan without --privacy, or with an algorithm that has rounds: fedavg",
+        )
+    most = asynchrony(manifest.algorithm.settings, settings.goal).concurrency
+    _require(
+        settings.goal + most <= terms.n_max,
+        "goal",
+        f"with the plan's concurrency, {most}, at most its n_max, {terms.n_max}: so many updates may be in a sum",
+        settings.goal,
+    )
 
 
 def _check_ranges(settings: RoundSettings) -> None:

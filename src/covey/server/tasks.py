@@ -24,7 +24,7 @@ from covey.plans.manifest import Manifest
 from covey.server.settings import TaskSettings
 from covey.storage.interface import TaskRecord
 from covey.types.errors import TaskStateError
-from covey.wire.messages import TaskStatus
+from covey.wire.administration import BufferStatus, TaskStatus
 
 __all__ = ["EVALUATE", "TRAIN", "Action", "Task", "TaskState", "after", "next_task", "status_of"]
 
@@ -152,8 +152,8 @@ def next_task(tasks: Sequence[Task], version: int, tried: Mapping[str, int], now
     return training
 
 
-def status_of(task: Task, manifest: Manifest) -> TaskStatus:
-    """Return what an administrator is told of a task."""
+def status_of(task: Task, manifest: Manifest, buffer: BufferStatus | None = None) -> TaskStatus:
+    """Return what an administrator is told of a task, with how far its buffer is, where it has one."""
     return TaskStatus(
         task=task.name,
         kind=task.record.kind,
@@ -165,4 +165,5 @@ def status_of(task: Task, manifest: Manifest) -> TaskStatus:
         rounds=task.record.rounds,
         settings=msgspec.to_builtins(task.settings),
         checkpoint=task.record.checkpoint,
+        buffer=buffer,
     )

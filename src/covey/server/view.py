@@ -4,9 +4,15 @@ from covey.server.coordinator import Coordinator
 from covey.server.releases import ReleaseDesk
 from covey.storage.interface import Storage
 from covey.types.errors import NotFoundError
-from covey.wire.messages import PopulationDetails, PopulationStatus
+from covey.wire.administration import BufferStatus, PopulationDetails
+from covey.wire.messages import PopulationStatus
 
-__all__ = ["population_details", "population_status"]
+__all__ = ["buffer_status", "population_details", "population_status"]
+
+
+def buffer_status(coordinator: Coordinator) -> BufferStatus:
+    """Return how far the buffer of an asynchronous training is; zeros where there is none."""
+    return BufferStatus() if coordinator.buffer is None else coordinator.buffer.status
 
 
 def population_status(

@@ -10,18 +10,19 @@ from typing import Protocol
 import msgspec
 
 from covey.algorithms.algorithm import Aggregate, ServerState
+from covey.algorithms.fedbuff import Asynchrony, asynchrony
 from covey.algorithms.registry import server_half
 from covey.compression.checkpoint import download_num_bytes
 from covey.plans.manifest import Manifest
 from covey.privacy.randomness import Randomness
-from covey.server.download import Offered
+from covey.server.download import Offered, encoded_checkpoint
 from covey.server.messages import public_seed
 from covey.server.opening import opened_reals
 from covey.server.private import PrivateSums
-from covey.server.settings import check_schedule, check_settings, hyper_in
+from covey.server.settings import check_asynchronous, check_schedule, check_settings, hyper_in
 from covey.server.tasks import Task
 from covey.storage.interface import PopulationRecord, Storage, decode_named, encode_named
-from covey.types.errors import AsynchronousError, LayoutError, UsageError
+from covey.types.errors import LayoutError, UsageError
 from covey.types.segments import SegmentSum
 from covey.types.tensors import Tensors, pack_tensors, packed_num_bytes, sha256_hex, unpack_tensors
 from covey.wire.messages import BlobRef, RoundSummary
@@ -49,6 +50,11 @@ class Work(Protocol):
     @property
     def hyper(self) -> dict[str, float]:
         """The per-round values."""
+        ...
+
+    @property
+    def asynchrony(self) -> Asynchrony | None:
+        """How far its devices may be apart; None: they work in rounds."""
         ...
 
     def affordable(self) -> bool:
@@ -103,10 +109,13 @@ class Training:
 
         Raises:
             UsageError: settings that cannot work with the plan, or a plan of another model.
-            AsynchronousError: a plan whose algorithm has no rounds.
+            AsynchronousError: an asynchronous algorithm with secure aggregation or differential privacy.
             CompressionSpecError: a plan whose checkpoints cannot be encoded.
             PrivacyError: noise that cannot be; BudgetExhaustedError where the population has spent what it may.
         """
+        self._algorithm = server_half(manifest.algorithm.name, manifest.algorithm.settings)
+        if self._algorithm.asynchronous:
+            check_asynchronous(task.settings.round, manifest)
         check_settings(task.settings.round, manifest)
         check_schedule(task.settings)
         download_num_bytes(manifest.download, manifest.params)
@@ -114,12 +123,6 @@ class Training:
         self.manifest = manifest
         self.plan = plan_ref(task, storage)
         self._storage = storage
-        self._algorithm = server_half(manifest.algorithm.name, manifest.algorithm.settings)
-        if self._algorithm.asynchronous:
-            raise AsynchronousError(
-                f"algorithm {self._algorithm.name}", expected="one that works in rounds", got="an asynchronous one",
-                hint="covey simulate runs it; a deployment needs another algorithm",
-            )  # fmt: skip
         self._record = _population(task, storage)
         packed = storage.blob(self._record.checkpoint)
         params = _unpack_model(task, manifest, packed)
@@ -152,6 +155,13 @@ class Training:
         hyper = hyper_in(self.task.settings.round, self.manifest, self.number)
         return self._private.hyper(hyper) if self._private else hyper
 
+    @property
+    def asynchrony(self) -> Asynchrony | None:
+        """See :class:`Work`."""
+        if not self._algorithm.asynchronous:
+            return None
+        return asynchrony(self.manifest.algorithm.settings, self.task.settings.round.goal)
+
     def affordable(self) -> bool:
         """See :class:`Work`."""
         return self._private is None or self._private.affordable(self._storage)
@@ -161,9 +171,14 @@ class Training:
         self._next, self._offered = self._committed, None
 
     def download(self) -> bytes | None:
-        """See :class:`Work`. From here on the round stands on what devices decode."""
+        """See :class:`Work`. From here on a round stands on what its devices decode.
+
+        In asynchronous aggregation devices of several versions are in one sum: it goes to the exact model.
+        """
         if not self.manifest.download:
             return None
+        if self._algorithm.asynchronous:
+            return encoded_checkpoint(pack_tensors(self._committed.params, self.manifest.params), self.manifest)
         if self._offered is None:
             self._offered = Offered.of(pack_tensors(self._committed.params, self.manifest.params), self.manifest)
             self._next = ServerState(self._offered.params, self._committed.extra)
@@ -243,6 +258,11 @@ class Evaluation:
     def hyper(self) -> dict[str, float]:
         """The settings' per-round values."""
         return dict(self.task.settings.round.hyper)
+
+    @property
+    def asynchrony(self) -> Asynchrony | None:
+        """Return None: all measure one checkpoint."""
+        return None
 
     def affordable(self) -> bool:
         """Return True: it opens nothing that is paid for."""

@@ -14,10 +14,12 @@ from collections.abc import Callable
 import msgspec
 
 from covey.algorithms.algorithm import Aggregate, ServerState
+from covey.algorithms.fedbuff import asynchrony
 from covey.algorithms.registry import server_half
 from covey.plans.manifest import Manifest
 from covey.plans.plan import Plan
 from covey.plans.signing import sign_plan
+from covey.server.buffer import STALENESS
 from covey.server.download import encoded_checkpoint
 from covey.server.messages import CloseShard, OpenShard, public_seed
 from covey.server.opening import opened_reals
@@ -39,7 +41,7 @@ __all__ = ["AsynchronousFederation"]
 
 _POLL_S = 60.0
 _MOST_LOST = 100
-"""So many times the buffer's size may be lost before a run gives up, and so many new sessions may fill one buffer."""
+"""So many times the buffer's size may be lost before a run gives up."""
 
 
 class AsynchronousFederation:
@@ -58,7 +60,6 @@ class AsynchronousFederation:
         pool: WorkerPool,
         *,
         seed: int,
-        concurrency: int,
         on_session: Callable[[int, int], None],
         resumed: Snapshot | None = None,
         lenient: bool = False,
@@ -73,7 +74,6 @@ class AsynchronousFederation:
             rounds: ``goal`` is K; of the rest only ``hyper`` matters.
             pool: the workers, set up with the same plan and seed.
             seed: of the run.
-            concurrency: how many devices train at any time.
             on_session: gets how many sessions of a buffer are done, and how many there are.
             resumed: where a former run stood.
             lenient: try on where devices fail.
@@ -89,7 +89,8 @@ class AsynchronousFederation:
         self._manifest, self._fleet, self._rounds, self._pool = manifest, fleet, rounds, pool
         self._seed, self._on_session = seed, on_session
         self._algorithm = server_half(manifest.algorithm.name, manifest.algorithm.settings)
-        self._concurrency = min(concurrency, len(fleet))
+        apart = asynchrony(manifest.algorithm.settings, rounds.goal)
+        self._concurrency, self._max_staleness = min(apart.concurrency, len(fleet)), apart.max_staleness
         self._failures = Failures(rounds, lenient=lenient)
         self._version = resumed.round if resumed else 0
         self._serial = resumed.attempts if resumed else 0
@@ -134,44 +135,62 @@ class AsynchronousFederation:
         Raises:
             TrainingError: devices failed, or too many were lost.
         """
-        started_s, attempt = self._now_s, derive_seed(self._seed, "buffer", self._version).hex()[:32]
+        started_s, attempt = self._now_s, self._attempt(self._version)
         self._failures.begin()
-        counted = lost = bytes_up = bytes_down = 0
-        opened = False
+        counted, lost, bytes_up, bytes_down = 0, self._end_stale(), 0, 0
+        opened, staleness, inside = False, 0, list[int]()
         while counted < self._rounds.goal:
             wave = self._landed(self._rounds.goal - counted)
             lost += sum(f.dropped for f in wave)
             training = [f for f in wave if not f.dropped]
             if not opened and training:
-                # Sessions still under way, and the next to begin, may be needed too, where some of these fail.
-                coming = range(self._serial, self._serial + self._concurrency + _MOST_LOST)
-                serials = (*(f.serial for f in (*training, *self._flights)), *coming)
-                tokens = tuple(map(self._token, serials))
-                self._pool.everywhere(OpenShard(attempt, 0, tokens))
+                self._pool.everywhere(OpenShard(attempt, 0, (), number=self._version + 1))
                 opened = True
             for flight, ended in self._train(training, attempt):
                 bytes_down += self._fleet.told(flight.device, 0, ended)
                 self._fleet.spent(flight.times, counted=not ended.code)
                 bytes_up += ended.bytes_up
-                counted, lost = counted + (not ended.code), lost + bool(ended.code)
+                if ended.code:
+                    self._fleet.release([flight.device])
+                    lost += 1
+                    continue
+                counted += 1
+                staleness += self._version - flight.version
+                inside.append(flight.device)
             if lost > _MOST_LOST * self._rounds.goal or (counted == 0 and lost >= self._rounds.goal):
                 self._failures.check(self._summary("abandoned", counted, lost, started_s, 0, 0, {}, ""), lost)
-        total = merged(self._pool.everywhere(CloseShard(attempt)))
         try:
-            reals = opened_reals(self._manifest, 0, total, public_seed(attempt))
-            aggregate = Aggregate.opened(total, self._manifest.phases[0], self._manifest.metrics, reals)
-            self._state = self._algorithm.phases[0].apply(self._state, aggregate)
+            means = self._apply(attempt)
         except CoveyError as error:
             summary = self._summary("abandoned", counted, lost, started_s, 0, 0, {}, "")
             self._failures.check(_because(summary, error.code), counted)
             raise
+        means[STALENESS] = staleness / counted
+        self._fleet.release(inside)  # a device is in a buffer once
         self._version += 1
         packed = pack_tensors(self._state.params, self._manifest.params)
         needed = {f.version for f in self._flights}
         self._versions = {k: v for k, v in self._versions.items() if k in needed} | {self._version: packed}
         self._admit()  # whoever ended last is followed by a device that trains from the new model
-        means = aggregate.means()
         return self._summary("committed", counted, lost, started_s, bytes_up, bytes_down, means, sha256_hex(packed))
+
+    def _apply(self, attempt: str) -> dict[str, float]:
+        """Move the model by the buffer, and return the means of its metrics."""
+        total = merged(self._pool.everywhere(CloseShard(attempt)))
+        reals = opened_reals(self._manifest, 0, total, public_seed(attempt))
+        aggregate = Aggregate.opened(total, self._manifest.phases[0], self._manifest.metrics, reals)
+        self._state = self._algorithm.phases[0].apply(self._state, aggregate)
+        return aggregate.means()
+
+    def _end_stale(self) -> int:
+        """End the sessions that the last move made too stale, and return how many."""
+        stale = [f for f in self._flights if self._version - f.version > self._max_staleness]
+        self._flights = [f for f in self._flights if self._version - f.version <= self._max_staleness]
+        self._fleet.release(f.device for f in stale)
+        for flight in stale:  # what they did until now was for nothing
+            began_s = flight.at_s - sum(flight.times)
+            self._fleet.spent(flight.times, counted=False, until_s=self._now_s - began_s)
+        return len(stale)
 
     def _landed(self, wanted: int) -> list[Flight]:
         """Return the next sessions to end, up to the ``wanted``-th that does not drop out; others take their places."""
@@ -180,8 +199,8 @@ class AsynchronousFederation:
             self._admit()
             flight = heapq.heappop(self._flights)
             self._now_s = max(self._now_s, flight.at_s)
-            self._fleet.release([flight.device])
             if flight.dropped:
+                self._fleet.release([flight.device])
                 self._fleet.spent(flight.times, counted=False)
             wave.append(flight)
             wanted -= not flight.dropped
@@ -210,12 +229,7 @@ class AsynchronousFederation:
         self._served = (names & self._served) | frozenset(blobs)
         sizes = self._fleet.num_examples
         order = sorted(range(len(flights)), key=lambda i: (-sizes[flights[i].device], i))
-        messages = [
-            RunSession(
-                flights[i].device, self._assignment(flights[i], refs, attempt), self._version - flights[i].version
-            )
-            for i in order
-        ]
+        messages = [RunSession(flights[i].device, self._assignment(flights[i], refs), joins=attempt) for i in order]
         ended: dict[int, Ended] = {}
         for index, answer in self._pool.scattered(messages):
             ended[order[index]] = answer
@@ -232,7 +246,7 @@ class AsynchronousFederation:
             self._offers[version] = encoded_checkpoint(self._versions[version], self._manifest)
         return self._offers[version]
 
-    def _assignment(self, flight: Flight, refs: dict[int, BlobRef], attempt: str) -> Assignment:
+    def _assignment(self, flight: Flight, refs: dict[int, BlobRef]) -> Assignment:
         return Assignment(
             session=self._token(flight.serial),
             round=flight.version + 1,
@@ -241,9 +255,12 @@ class AsynchronousFederation:
             signature=self._signature,
             checkpoint=refs[flight.version],
             hyper=hyper_in(self._rounds, self._manifest, flight.version + 1),
-            public_seed=public_seed(attempt),
+            public_seed=public_seed(self._attempt(flight.version)),
             report_within_s=self._rounds.report_timeout_s,
         )
+
+    def _attempt(self, version: int) -> str:
+        return derive_seed(self._seed, "buffer", version).hex()[:32]
 
     def _token(self, serial: int) -> str:
         return derive_seed(self._seed, "flight", serial).hex()[:32]

@@ -62,12 +62,12 @@ class Blobs:
 class RunSession:
     """One device's part in a round: its number in the data set, and what it was assigned.
 
-    ``staleness``: how many moves of the model ago it began, in asynchronous aggregation.
+    ``joins``: in asynchronous aggregation, the attempt whose sum takes its update; it was opened without its session.
     """
 
     device: int
     assignment: Assignment
-    staleness: int = 0
+    joins: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,6 @@ __all__ = ["Progress", "SimulationOptions", "check_asked", "simulate"]
 _MOST_ROUNDS_TO_TARGET = 2000
 _DEFAULT_ROUNDS = 10
 _A_DAY_S = 86_400.0
-_BUSY_FOR_EACH_IN_BUFFER = 4
 
 AnyFederation = Federation | AsynchronousFederation
 
@@ -238,8 +237,7 @@ def _federation(run: _Run, fleet: Fleet, pool: WorkerPool, run_dir: RunDir, prog
     choice = parse_algorithm(run.settings.algorithm)
     if choice.name != "fedbuff":
         return Federation(*where, **common)
-    busy = int(choice.parameters["concurrency"]) or _BUSY_FOR_EACH_IN_BUFFER * run.rounds.goal
-    return AsynchronousFederation(*where, concurrency=busy, **common)
+    return AsynchronousFederation(*where, **common)
 
 
 def _play(

@@ -19,7 +19,6 @@ from covey.device.evaluate import Evaluator
 from covey.device.policy import OwnerPolicy
 from covey.device.private import PrivacyFloor
 from covey.device.session import Session
-from covey.device.staleness import weighed
 from covey.device.trainer import OnnxTrainer, Trainer, never
 from covey.device.verified import Verified
 from covey.plans.plan import unpack_plan
@@ -105,6 +104,9 @@ class Worker:
             noise = AesCtr(derive_seed(self.setup.seed, "noise", assignment.session), private=False)
         session = Session(self.policy, seed=seed, verified=self.verified, noise=noise)
         phase = self.plan.manifest.phases[assignment.phase]
+        if message.joins:
+            joining = OpenShard(message.joins, assignment.phase, (assignment.session,), assignment)
+            self.aggregator.receive(joining, 0.0)
         effect = session.start()
         traffic: Counter[str] = Counter()
         kept: Tensors = {}
@@ -122,8 +124,6 @@ class Worker:
                         own = self._states.load(message.device, assignment.round, phase)
                         result = self.trainer.run(dataclasses.replace(job, kept=own), examples, never)
                         kept = result.kept
-                        if message.staleness:
-                            result = weighed(result, message.staleness)
                     except CoveyError as error:
                         effect = session.failed(error)
                     else:

@@ -157,6 +157,13 @@ class Storage(Protocol):
         """Delete blobs, but for those that anything still needs: another population may have the same bytes."""
         ...
 
+    def hold(self, population: str, names: set[str]) -> None:
+        """Keep these blobs, too, and forget those of the population's last call that are not among them.
+
+        Held is what devices may still download, in this process: a restart holds nothing.
+        """
+        ...
+
     def blob(self, sha256: str) -> bytes:
         """Return a blob. Raises NotFoundError, or BlobHashError where the stored bytes were changed."""
         ...

@@ -24,6 +24,7 @@ class MemoryStorage:
         self._kept: dict[str, deque[Version]] = {}
         self._tasks: dict[str, dict[str, TaskRecord]] = {}
         self._charges: dict[str, list[PrivacyCharge]] = {}
+        self._held: dict[str, set[str]] = {}
         self._keep = max(1, keep_checkpoints)
         self.release_store = MemoryReleases(self._keep, self.forget, self._known)
 
@@ -126,8 +127,15 @@ class MemoryStorage:
 
     def forget(self, names: set[str]) -> None:
         """See :class:`Storage`."""
-        for blob in names - self._needed() - self.release_store.needed():
+        held = {name for held in self._held.values() for name in held}
+        for blob in names - self._needed() - self.release_store.needed() - held:
             self._blobs.pop(blob, None)
+
+    def hold(self, population: str, names: set[str]) -> None:
+        """See :class:`Storage`."""
+        before = self._held.pop(population, set())
+        self._held[population] = set(names)
+        self.forget(before - names)
 
     def _move(self, population: str, summary: RoundSummary, checkpoint: str, extra: str) -> None:
         number = self._populations[population].round + 1

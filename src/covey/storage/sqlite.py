@@ -34,6 +34,7 @@ class SqliteStorage:
         """
         self._blobs = BlobDir(directory / "blobs", is_own=is_own)
         self._keep = max(1, keep_checkpoints)
+        self._held: dict[str, set[str]] = {}
         with _errors():
             self._db = sqlite3.connect(
                 directory / "server.db", timeout=_LOCK_PATIENCE_S, isolation_level=None, check_same_thread=False
@@ -235,9 +236,17 @@ class SqliteStorage:
             kept += self._db.execute("SELECT plan, checkpoint FROM task").fetchall()
             for name, *_ in states:
                 kept += self._db.execute(f"SELECT checkpoint, extra {_KEPT} LIMIT ?", (name, self._keep)).fetchall()
-        needed = {"", *self.release_store.needed()} | {name for row in kept for name in row}
+        held = {name for held in self._held.values() for name in held}
+        needed = {"", *self.release_store.needed()} | {name for row in kept for name in row} | held
         for name in names - needed:
             self._blobs.delete(name)
+
+    def hold(self, population: str, names: set[str]) -> None:
+        """See :class:`Storage`."""
+        before = self._held.pop(population, set())
+        self._held[population] = set(names)
+        if gone := before - names:
+            self.forget(gone)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -47,6 +47,7 @@ def storage_checks() -> tuple[Check, ...]:
         blobs_come_back,
         unknown_blobs_are_refused,
         forgotten_blobs_are_gone_unless_they_are_needed,
+        held_blobs_stay_until_they_are_let_go,
         unknown_populations_are_empty,
         populations_are_created_once,
         rounds_are_committed_whole,
@@ -97,6 +98,26 @@ def forgotten_blobs_are_gone_unless_they_are_needed(open_storage: Open) -> None:
     storage.forget({loose, record.checkpoint, sha256_hex(b"never there")})
     expect_error(NotFoundError, partial(storage.blob, loose), "a forgotten blob is gone")
     expect(storage.blob(record.checkpoint) == b"checkpoint 0", "what a population needs stays")
+    storage.close()
+
+
+def held_blobs_stay_until_they_are_let_go(open_storage: Open) -> None:
+    """Check that a version which devices still download outlives any number of commits, and goes when it is let go."""
+    storage = open_storage()
+    first = begin(storage).checkpoint
+    loose = storage.put_blob(b"a broadcast")
+    storage.hold("p", {first, loose})
+    for number in range(1, KEEP_CHECKPOINTS + 3):
+        storage.commit_round("p", summary_of(number), b"checkpoint %d" % number, b"")
+    storage.forget({loose})
+    expect(storage.blob(first) == b"checkpoint 0" and storage.blob(loose) == b"a broadcast", "what is held stays")
+    newest = sha256_hex(b"checkpoint %d" % (KEEP_CHECKPOINTS + 2))
+    storage.hold("p", {loose, newest})
+    expect_error(NotFoundError, partial(storage.blob, first), "what is let go, and nothing needs, is gone")
+    expect(storage.blob(loose) == b"a broadcast", "what is held again stays")
+    storage.hold("p", set())
+    expect_error(NotFoundError, partial(storage.blob, loose), "nothing is held any more")
+    expect(storage.blob(newest) != b"", "what a population needs stays when it is let go")
     storage.close()
 
 

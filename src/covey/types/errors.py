@@ -45,6 +45,7 @@
     ├── SessionError           session_invalid
     │   ├── SessionUnknownError session_unknown      no such session here (for example after a restart)
     │   ├── RoundClosedError   round_closed          a stale round: closed before the report came
+    │   ├── TooStaleError      too_stale             an update that began too many versions of the model ago
     │   ├── AlreadyInRoundError already_in_round     a device that takes part in the round, or waits, already
     │   └── AlreadyCountedError already_counted      a second report for one session
     ├── StateError             illegal_transition    a message that the state machine does not accept now
@@ -298,7 +299,7 @@ class PlanRefusedError(PlanError):
 
 
 class AsynchronousError(PlanError):
-    """An asynchronous algorithm where only rounds are possible: secure aggregation, or the server of a deployment."""
+    """An asynchronous algorithm where only rounds are possible: secure aggregation, or differential privacy."""
 
     code = "asynchronous"
 
@@ -462,6 +463,13 @@ class RoundClosedError(SessionError):
     """A stale round: it closed before the report came."""
 
     code = "round_closed"
+    http_status = 409
+
+
+class TooStaleError(SessionError):
+    """An update that began too many versions of the model ago, in asynchronous aggregation."""
+
+    code = "too_stale"
     http_status = 409
 
 

@@ -16,6 +16,7 @@ One session, in order::
       POST /v1/sessions/{session}/abandon Abandon ->  <- Abandoned         (a condition lapsed: say so and go)
 
 An enrolment authority, which is another program at another address, answers ``POST /v1/certify``: Certify -> Certified.
+An administrator's messages are in :mod:`covey.wire.administration`.
 
 Every failure is an :class:`ErrorBody` with a stable code.
 """
@@ -43,17 +44,12 @@ __all__ = [
     "Enrolled",
     "ErrorBody",
     "Joined",
-    "PopulationDetails",
+    "Message",
     "PopulationStatus",
-    "Populations",
-    "ReleaseWanted",
     "Reported",
     "RoundSummary",
     "SECURE_STEPS",
     "Taken",
-    "TaskChange",
-    "TaskStatus",
-    "TaskWanted",
     "decode_message",
     "encode_message",
     "error_from_body",
@@ -70,25 +66,25 @@ MAX_MESSAGE_BYTES = 64 << 10
 """Control messages are small; anything longer is refused before it is parsed."""
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    pass
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The base of all control messages."""
 
 
-class Enroll(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class Enroll(Message, frozen=True, kw_only=True, omit_defaults=True):
     """Ask for a credential. ``attestation`` is what the deployment's verifier wants; empty where it wants nothing."""
 
     population: str
     attestation: str = ""
 
 
-class Enrolled(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class Enrolled(Message, frozen=True, kw_only=True, omit_defaults=True):
     """A short-lived bearer credential; opaque to the device. ``expires_in_s`` counts from now."""
 
     credential: str
     expires_in_s: float
 
 
-class Certify(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class Certify(Message, frozen=True, kw_only=True, omit_defaults=True):
     """Ask the enrolment authority for a certificate of ``identity_key``, an Ed25519 public key in hex."""
 
     population: str
@@ -96,7 +92,7 @@ class Certify(_Message, frozen=True, kw_only=True, omit_defaults=True):
     attestation: str = ""
 
 
-class Certified(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class Certified(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The certificate: the authority's ``signature`` (hex) over label, population, key and ``expires_at``.
 
     ``expires_at`` is in seconds since 1970, exclusive. Everybody in a group sees it: it is the same for all who are
@@ -107,7 +103,7 @@ class Certified(_Message, frozen=True, kw_only=True, omit_defaults=True):
     signature: str
 
 
-class BlobRef(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class BlobRef(Message, frozen=True, kw_only=True, omit_defaults=True):
     """An immutable blob: its SHA-256, its size, and the path under which the server (or a CDN) serves it."""
 
     sha256: str
@@ -115,14 +111,14 @@ class BlobRef(_Message, frozen=True, kw_only=True, omit_defaults=True):
     path: str
 
 
-class CheckIn(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class CheckIn(Message, frozen=True, kw_only=True, omit_defaults=True):
     """A device that may train now asks for work. It names no examples, no person and no device."""
 
     population: str
     protocol: int = PROTOCOL_VERSION
 
 
-class Assignment(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class Assignment(Message, frozen=True, kw_only=True, omit_defaults=True):
     """Work for one session.
 
     Attributes:
@@ -153,34 +149,34 @@ class Assignment(_Message, frozen=True, kw_only=True, omit_defaults=True):
     kind: str = "train"
 
 
-class ComeBack(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class ComeBack(Message, frozen=True, kw_only=True, omit_defaults=True):
     """No work now. ``reason`` is a stable word: ``not_selected``, ``between_rounds``, ``paused``, ``restarting``."""
 
     retry_after_s: float
     reason: str
 
 
-class Reported(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class Reported(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The update is in the sum, and nowhere else. ``retry_after_s`` says when to check in again."""
 
     counted: bool
     retry_after_s: float
 
 
-class Taken(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class Taken(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The message of this step has arrived; what it leads to is waited for."""
 
     step: str
 
 
-class Joined(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class Joined(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The group of a secure sum, and the device's index in it. All else follows from plan and assignment."""
 
     group: int
     index: int
 
 
-class Abandon(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class Abandon(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The device stops early.
 
     ``reason``: an error code of :mod:`covey.types.errors`, ``condition_lapsed``, ``time_is_up``, or ``withheld``:
@@ -190,13 +186,13 @@ class Abandon(_Message, frozen=True, kw_only=True, omit_defaults=True):
     reason: str
 
 
-class Abandoned(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class Abandoned(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The server has forgotten the session."""
 
     retry_after_s: float
 
 
-class ErrorBody(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class ErrorBody(Message, frozen=True, kw_only=True, omit_defaults=True):
     """A failure: a stable code, a public text and a hint. ``retry_after_s`` is above 0 where trying again may help."""
 
     code: str
@@ -205,7 +201,7 @@ class ErrorBody(_Message, frozen=True, kw_only=True, omit_defaults=True):
     retry_after_s: float = 0.0
 
 
-class RoundSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class RoundSummary(Message, frozen=True, kw_only=True, omit_defaults=True):
     """What is public about a finished round: counts and sums over the cohort, nothing of any device.
 
     ``status`` is ``committed`` or ``abandoned`` (then ``reason`` says why). ``lost`` devices were selected and not
@@ -229,35 +225,7 @@ class RoundSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
     kind: str = "train"
 
 
-class TaskStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """What an administrator is told of a task.
-
-    Attributes:
-        task: its name in the population.
-        kind: ``train`` or ``evaluate``.
-        state: ``created``, ``running``, ``paused``, ``completed`` or ``cancelled``.
-        plan: SHA-256 of its plan.
-        plan_task: what the plan calls its task.
-        mode: ``plain`` or ``secure``.
-        min_cohort: the fewest devices in a sum.
-        rounds: how many of its rounds are committed.
-        settings: how its rounds go and when they are due.
-        checkpoint: what an evaluation reads; empty: the newest.
-    """
-
-    task: str
-    kind: str
-    state: str
-    plan: str
-    plan_task: str
-    mode: str
-    min_cohort: int
-    rounds: int
-    settings: dict[str, Any]
-    checkpoint: str = ""
-
-
-class CandidateSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class CandidateSummary(Message, frozen=True, kw_only=True, omit_defaults=True):
     """A checkpoint that stood for release, and what became of it: sums over devices, nothing of any device.
 
     Attributes:
@@ -287,68 +255,7 @@ class CandidateSummary(_Message, frozen=True, kw_only=True, omit_defaults=True):
     decided_at: int = 0
 
 
-class TaskWanted(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """A task to create, of a plan that was sent before.
-
-    Attributes:
-        task: its name.
-        kind: ``train`` or ``evaluate``.
-        plan: SHA-256 of its plan.
-        signature: the owner's signature over population and plan hash, hex.
-        settings: how its rounds go and when they are due; what is missing has its default.
-        checkpoint: SHA-256 of what an evaluation reads; empty: the newest at each round.
-    """
-
-    task: str
-    kind: str = "train"
-    plan: str
-    signature: str
-    settings: dict[str, Any] = {}
-    checkpoint: str = ""
-
-
-class TaskChange(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """What to do with a task: ``pause``, ``resume``, ``cancel`` or ``rollback``, this to the version ``round``."""
-
-    action: str
-    round: int = 0
-
-
-class ReleaseWanted(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """Publish the checkpoint of an earlier release, ``version``, again: as a new version."""
-
-    version: int
-
-
-class Populations(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """The names of the populations that a server serves."""
-
-    populations: tuple[str, ...]
-
-
-class PopulationDetails(_Message, frozen=True, kw_only=True, omit_defaults=True):
-    """What an administrator is told of a population: its state, its model, its tasks.
-
-    Attributes:
-        population: its name.
-        state: as in PopulationStatus.
-        round: the newest version of the model.
-        checkpoint: that version.
-        waiting: how many devices wait for a round.
-        tasks: all of them, in the order of their creation.
-        versions: to which versions a task can be rolled back.
-    """
-
-    population: str
-    state: str
-    round: int
-    checkpoint: BlobRef
-    waiting: int
-    tasks: tuple[TaskStatus, ...] = ()
-    versions: tuple[int, ...] = ()
-
-
-class PopulationStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
+class PopulationStatus(Message, frozen=True, kw_only=True, omit_defaults=True):
     """The public state of a population: where its newest checkpoint is, and the rounds after the one asked for.
 
     ``release`` is the version of the newest release, 0 before the first; ``releasing`` says ``on``, or why nothing is
@@ -369,10 +276,10 @@ class PopulationStatus(_Message, frozen=True, kw_only=True, omit_defaults=True):
     releasing: str = ""
 
 
-M = TypeVar("M", bound=_Message)
+M = TypeVar("M", bound=Message)
 
 
-def encode_message(message: _Message) -> bytes:
+def encode_message(message: Message) -> bytes:
     """Encode as JSON."""
     return msgspec.json.encode(message)
 
