@@ -16,8 +16,9 @@ from covey.server.settings import RoundSettings, TaskSettings
 from covey.simulation.asynchronous import AsynchronousFederation
 from covey.simulation.federation import owner_key
 from covey.simulation.fleet import Fleet
+from covey.simulation.load import loads_of
 from covey.simulation.messages import Setup
-from covey.simulation.population import DevicePopulation
+from covey.simulation.population import DevicePopulation, SessionTimes
 from covey.simulation.worker import Worker
 from covey.storage.memory import MemoryStorage
 from covey.wire.messages import Assignment, Reported
@@ -69,7 +70,8 @@ def run_of(kind, tiny, folder, parameters, fleet_kind=Fleet):
     prepared = prepare(recipe, tiny, settings, PrivacyTerms(min_cohort=1, n_max=100), dataset)
     key = owner_key(SEED).public_key().public_bytes_raw()
     pool = InProcess(Setup(tiny, settings, SEED, prepared.plan_bytes, key, str(folder)))
-    fleet = fleet_kind(sizes_of(dataset), SLOW, seed=SEED, plan_bytes=len(prepared.plan_bytes))
+    loads = loads_of(prepared.plan.manifest)
+    fleet = fleet_kind(sizes_of(dataset), SLOW, loads, seed=SEED, plan_bytes=len(prepared.plan_bytes))
     kind.events = fleet.events = []
     run = kind(
         prepared.plan, prepared.plan_bytes, prepared.checkpoint, fleet, RoundSettings(goal=GOAL), pool,
@@ -107,7 +109,9 @@ def test_the_server_makes_the_same_model_of_the_same_arrivals(tiny, tmp_path, pa
 def test_a_device_is_in_a_buffer_once(tiny, tmp_path, monkeypatch):
     """Fast devices would fill buffers by themselves: twelve devices, of which two are a thousand times faster."""
     monkeypatch.setattr(
-        DevicePopulation, "session_s", lambda self, seed, device, num_steps: 0.001 if device < 2 else 1.0
+        DevicePopulation,
+        "session_times",
+        lambda self, seed, device, *load: SessionTimes(0.0, 0.001 if device < 2 else 1.0, 0.0),
     )
     inside = {}
 

@@ -18,7 +18,6 @@
     │   ├── PlanOpError        plan_op               a graph with an op, domain or feature outside the list
     │   ├── PlanSchemaError    plan_schema           written for a newer Covey
     │   ├── AsynchronousError  asynchronous          an asynchronous algorithm where only rounds are possible
-    │   └── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
     │   ├── PlanRefusedError   plan_refused          valid, but outside what this device's owner accepted
     │   ├── ParticipationError participation         the plan's privacy terms do not let this device take part again yet
     │   └── OverBudgetError    over_budget           it took more memory than the budget that it names
