@@ -33,6 +33,7 @@ from covey.simulation.channel import Channel, shared_memory
 from covey.simulation.federation import Federation, owner_key, public_bytes
 from covey.simulation.fleet import Fleet
 from covey.simulation.jax_trainer import JaxTrainer
+from covey.simulation.load import loads_of
 from covey.simulation.messages import Setup
 from covey.simulation.pool import WorkerPool, worker_environment
 from covey.simulation.population import DevicePopulation
@@ -108,7 +109,10 @@ def profiled(profile: Profile) -> None:
 
 def federated(prepared: Prepared, dataset: FederatedDataset, settings: Settings, pool: Any) -> Federation:
     """Return a federation on the pool, with its first round behind it: everything is compiled."""
-    fleet = Fleet(sizes_of(dataset), DevicePopulation(), seed=_SEED, plan_bytes=len(prepared.plan_bytes))
+    fleet = Fleet(
+        sizes_of(dataset), DevicePopulation(), loads_of(prepared.plan.manifest), seed=_SEED,
+        plan_bytes=len(prepared.plan_bytes),
+    )  # fmt: skip
     rounds = RoundSettings(settings.cohort, 1.0, hyper={"lr": settings.lr})
     made = Federation(
         prepared.plan, prepared.plan_bytes, prepared.checkpoint, fleet, rounds, pool, seed=_SEED, on_session=_nobody
