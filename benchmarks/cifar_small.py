@@ -6,19 +6,9 @@ all-convolutional network of a million and 1602.05629 the network of a tutorial 
 
 from typing import Any
 
-from covey.data.dataset import FederatedDataset
-from covey.data.registry import load
-from covey.plans.manifest import ExampleSchema, FieldSpec, Query
 from covey.plans.task import Out, Task
+from covey.recipes.cifar import EXAMPLES, data
 from covey.recipes.recipe import Recipe, Settings
-
-EXAMPLES = ExampleSchema(
-    fields=(
-        FieldSpec(name="x", shape=(32, 32, 3), source="a small photograph"),
-        FieldSpec(name="y", dtype="int32", role="label", num_values=10, source="what it shows"),
-    ),
-    query=Query(collection="photographs"),
-)
 
 
 def task() -> Task:
@@ -48,10 +38,6 @@ def task() -> Task:
         return classification(apply(params, batch["x"]), batch["y"])
 
     return Task("cifar-small", init, loss, EXAMPLES)
-
-
-def data(settings: Settings, seed: int) -> FederatedDataset:
-    return load("cifar10", partition=settings.partition, num_clients=settings.num_clients, seed=seed)
 
 
 recipe = Recipe(
